@@ -1,0 +1,54 @@
+"""What all command lines share: logging, booleans, and errors without a traceback."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from espnet_moe.errors import UserError
+
+
+def boolean(value: str) -> bool:
+    """Parse ``true`` or ``false`` as the recipes write them.
+
+    Raises:
+        argparse.ArgumentTypeError: For any other word.
+    """
+    if value.lower() in {"true", "1", "yes"}:
+        return True
+    if value.lower() in {"false", "0", "no"}:
+        return False
+    raise argparse.ArgumentTypeError(f"'{value}' is neither true nor false")
+
+
+def parser(module_doc: str | None, prog: str) -> argparse.ArgumentParser:
+    """Make a parser whose help shows the module's docstring and every default."""
+    return argparse.ArgumentParser(
+        prog=f"python -m espnet_moe.bin.{prog}",
+        description=module_doc,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults in the help, and the description as it was written."""
+
+
+def run(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
+    """Run a command line: a ``UserError`` becomes one line on stderr and exit code 2."""
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s",
+    )
+    try:
+        main(None)
+    except UserError as error:
+        name = sys.modules["__main__"].__spec__
+        prog = name.name if name is not None else sys.argv[0]
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    raise SystemExit(0)

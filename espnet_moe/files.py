@@ -1,0 +1,66 @@
+"""Files that are whole or absent: written beside the target, synced to disk, renamed."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from espnet_moe.errors import UserError
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` to write to; rename it to ``path`` if all went well.
+
+    Whatever was at ``path`` before stays until the new file is complete and on disk. A write that
+    fails leaves no rest behind.
+
+    Raises:
+        UserError: Where the disk is full or cannot be written; names the file that was kept.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        if not is_disk_error(error):
+            raise
+        kept = "the earlier one is kept whole" if path.exists() else "nothing is left of it"
+        raise UserError(
+            f"could not write {path} ({error}): {kept}; free space on the disk and start again"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_disk_error(error: Exception) -> bool:
+    """Whether a failed write is the disk's fault (torch wraps it in a RuntimeError)."""
+    if isinstance(error, OSError):
+        return error.errno is not None
+    words = str(error).lower()
+    return "no space left" in words or "pytorchstreamwriter" in words or "file write failed" in words
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def sha256(*paths: str | Path) -> str:
+    """SHA-256 over the contents of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as data:
+            while block := data.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
