@@ -1,0 +1,178 @@
+"""Speech for the mini corpus: espeak-ng voices, their partition between splits, and synthesis.
+
+espeak-ng (library and data of the package ``espeakng-loader``: no root, no network) has some
+hundred voice variants. Every variant belongs to one split only, so that no split hears a voice of
+another; within a split, speakers differ by variant, pitch, and speed.
+"""
+
+import ctypes
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import soxr
+
+from espnet_moe.errors import UserError
+
+LANGUAGES = ("en", "hi", "it", "pa", "te")
+SPLITS = ("base", "train", "dev", "test")
+VARIANTS = {"test": 13, "dev": 13, "train": 26}  # the rest is for the base
+# Effects rather than voices (whispering, robots): heard in pre-training only, so that a recipe's
+# speakers stay people.
+_EFFECTS = ("Demonic", "whisper", "whisperf", "croak", "AnxiousAndy", "UniRobot", "anikaRobot")
+_FAMILIES = ("robosoft", "klatt", "iven", "RicishayMax")
+
+_RATE, _PITCH = 1, 3  # espeak_PARAMETER
+_SYNCHRONOUS, _DONT_EXIT = 2, 0x8000
+_UTF8 = 1
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A speaker.
+
+    Attributes:
+        speaker: Name, unique over all splits.
+        variant: espeak-ng's voice variant (timbre).
+        pitch: 0-99, espeak-ng's scale.
+        speed: Words per minute.
+        gender: ``m`` or ``f``.
+    """
+
+    speaker: str
+    variant: str
+    pitch: int
+    speed: int
+    gender: str
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def variants(split: str) -> tuple[str, ...]:
+    """The espeak-ng variants of a split, disjoint between splits, the same on every machine."""
+    import espeakng_loader
+
+    if split not in SPLITS:
+        raise UserError(f"split '{split}' is unknown: choose one of {', '.join(SPLITS)}")
+    folder = os.path.join(espeakng_loader.get_data_path(), "voices", "!v")
+    people = [
+        name
+        for name in sorted(os.listdir(folder), key=_hash)
+        if name not in _EFFECTS and not name.startswith(_FAMILIES)
+    ]
+    start = 0
+    for name, count in VARIANTS.items():
+        if split == name:
+            return tuple(people[start : start + count])
+        start += count
+    rest = [n for n in sorted(os.listdir(folder), key=_hash) if n not in people[:start]]
+    return tuple(rest)
+
+
+@cache
+def voices(split: str) -> tuple[Voice, ...]:
+    """The speakers of a split: two a variant in training, with pitch and speed apart."""
+    found = []
+    for variant in variants(split):
+        for copy in range(2 if split in ("base", "train") else 1):
+            draw = np.random.default_rng(int(_hash(f"{variant}/{copy}")[:8], 16))
+            name = _hash(f"voice {variant} {copy}")
+            found.append(
+                Voice(
+                    speaker=str(100000 + int(name[:8], 16) % 900000),
+                    variant=variant,
+                    pitch=int(draw.integers(25, 50) + 25 * copy),
+                    speed=int(draw.integers(130, 190)),
+                    gender="f" if _is_female(variant) else "m",
+                )
+            )
+    return tuple(found)
+
+
+@cache
+def _is_female(variant: str) -> bool:
+    import espeakng_loader
+
+    path = os.path.join(espeakng_loader.get_data_path(), "voices", "!v", variant)
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        return any(line.startswith("gender") and "female" in line for line in lines)
+
+
+class Synthesizer:
+    """espeak-ng in this process (its state is global: one a process).
+
+    Attributes:
+        sample_rate: Of the engine, 22050 Hz.
+    """
+
+    def __init__(self) -> None:
+        import espeakng_loader
+
+        self._library = ctypes.CDLL(espeakng_loader.get_library_path())
+        data = espeakng_loader.get_data_path().encode()
+        self.sample_rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, data, _DONT_EXIT)
+        if self.sample_rate <= 0:
+            raise UserError("espeak-ng could not be started: is the package espeakng-loader whole?")
+        self._chunks: list[np.ndarray] = []
+        samples = ctypes.POINTER(ctypes.c_short)
+        prototype = ctypes.CFUNCTYPE(ctypes.c_int, samples, ctypes.c_int, ctypes.c_void_p)
+        # Held, because the library keeps a pointer to it.
+        self._callback = prototype(self._receive)
+        self._library.espeak_SetSynthCallback(self._callback)
+
+    def _receive(self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, _: int) -> int:
+        if samples and count > 0:
+            self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        return 0
+
+    def __call__(self, text: str, language: str, voice: Voice) -> np.ndarray:
+        """Speak.
+
+        Args:
+            text: In the language's native script.
+            language: One of ``LANGUAGES``.
+            voice: Who speaks.
+
+        Returns:
+            ``(samples,)`` float32 in [-1, 1] at :attr:`sample_rate`.
+
+        Raises:
+            UserError: For a language without a voice, or a text that gives no sound.
+        """
+        if language not in LANGUAGES:
+            raise UserError(f"no voice for '{language}': choose one of {', '.join(LANGUAGES)}")
+        self._chunks.clear()
+        self._library.espeak_SetVoiceByName(f"{language}+{voice.variant}".encode())
+        self._library.espeak_SetParameter(_RATE, voice.speed, 0)
+        self._library.espeak_SetParameter(_PITCH, voice.pitch, 0)
+        data = text.encode() + b"\0"
+        self._library.espeak_Synth(data, len(data), 0, 0, 0, _UTF8, None, None)
+        if not self._chunks:
+            raise UserError(f"espeak-ng gave no sound for '{text}' ({language})")
+        return np.concatenate(self._chunks).astype(np.float32) / 32768.0
+
+    def at(self, sample_rate: int, text: str, language: str, voice: Voice) -> np.ndarray:
+        """Speak at another sample rate."""
+        return soxr.resample(self(text, language, voice), self.sample_rate, sample_rate)
+
+
+def add_noise(speech: np.ndarray, snr_db: float, draw: np.random.Generator) -> np.ndarray:
+    """Add noise with a random spectral tilt (white to brown) at a signal-to-noise ratio in dB."""
+    spectrum = np.fft.rfft(draw.standard_normal(len(speech)))
+    tilt = draw.uniform(0.0, 1.0)
+    spectrum /= np.maximum(np.arange(len(spectrum)), 1.0) ** tilt
+    noise = np.fft.irfft(spectrum, len(speech))
+    gain = np.sqrt(np.mean(speech**2) / (np.mean(noise**2) * 10 ** (snr_db / 10) + 1e-12))
+    return (speech + gain * noise).astype(np.float32)
+
+
+def rotation(split: str) -> Iterator[Voice]:
+    """The voices of a split in turn, for ever."""
+    while True:
+        yield from voices(split)
