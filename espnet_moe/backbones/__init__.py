@@ -1,0 +1,1 @@
+"""Backbones: frozen speech foundation models behind one protocol."""

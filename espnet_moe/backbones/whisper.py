@@ -1,0 +1,431 @@
+"""Whisper as a backbone: transformers' weights, split into lower layers, upper layers, decoder step.
+
+The layers' arithmetic is written out here over transformers' own modules (``q_proj`` and the
+rest), for three things that its forward does not have: encoder input of any length with masks,
+expert layers in place of any projection, and a decoder step whose cross-attention keys are shared
+by the beams of an utterance. Logits equal transformers' to rounding; a test holds that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+from espnet_moe.backbones.features import SAMPLE_RATE, LogMel, pad_to_chunk
+from espnet_moe.backbones.whisper_tokens import WhisperTokens
+from espnet_moe.errors import UserError
+from espnet_moe.experts.gates import current_gates, use_gates
+
+CONTEXTS = ("variable", "padded")
+Augment = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class WhisperOptions:
+    """Which Whisper, and how it is used.
+
+    Attributes:
+        path: A hub name, a transformers folder, or an openai-whisper ``.pt`` file.
+        context: ``variable`` encodes an utterance at its own length; ``padded`` pads to 30 s.
+    """
+
+    path: str = ""
+    context: str = "variable"
+
+    def build(self) -> WhisperBackbone:
+        """Load it."""
+        if not self.path:
+            raise UserError("backbone_conf needs path: a folder, a .pt file or a hub name")
+        return WhisperBackbone.from_pretrained(self.path, self.context)
+
+
+@dataclass
+class Encoded:
+    """Encoder states of a batch.
+
+    Attributes:
+        hidden: ``(batch, frames, dim)``.
+        lengths: ``(batch,)`` valid frames (20 ms each) of every row.
+    """
+
+    hidden: torch.Tensor
+    lengths: torch.Tensor
+
+    def mask(self) -> torch.Tensor | None:
+        """Valid keys ``(batch, 1, 1, frames)``, or ``None`` where every row is full."""
+        frames = self.hidden.size(1)
+        if bool((self.lengths >= frames).all()):
+            return None
+        valid = torch.arange(frames, device=self.hidden.device) < self.lengths.unsqueeze(1)
+        return valid[:, None, None, :]
+
+
+@dataclass
+class DecoderState:
+    """Key-value caches of a running decode: one group of ``beams`` rows an utterance.
+
+    Attributes:
+        self_keys, self_values: Per layer ``(rows, heads, capacity, head_dim)``; the first
+            ``length`` positions are filled.
+        cross_keys, cross_values: Per layer ``(utterances, heads, frames, head_dim)``, shared by
+            the beams of an utterance.
+        cross_mask: ``(utterances, 1, 1, frames)`` or ``None``.
+        length: Tokens decoded so far.
+    """
+
+    self_keys: list[torch.Tensor]
+    self_values: list[torch.Tensor]
+    cross_keys: list[torch.Tensor]
+    cross_values: list[torch.Tensor]
+    cross_mask: torch.Tensor | None
+    length: int = 0
+
+    def select_rows(self, rows: torch.Tensor) -> None:
+        """Reorder or drop rows ``(n,)`` of the self-attention caches (beam search)."""
+        self.self_keys = [k.index_select(0, rows) for k in self.self_keys]
+        self.self_values = [v.index_select(0, rows) for v in self.self_values]
+
+    def select_utterances(self, utterances: torch.Tensor) -> None:
+        """Keep a subset of utterances ``(n,)`` in the cross-attention caches."""
+        self.cross_keys = [k.index_select(0, utterances) for k in self.cross_keys]
+        self.cross_values = [v.index_select(0, utterances) for v in self.cross_values]
+        if self.cross_mask is not None:
+            self.cross_mask = self.cross_mask.index_select(0, utterances)
+
+
+class WhisperBackbone(nn.Module):
+    """A Whisper model of any size, frozen or not, with the house's backbone protocol.
+
+    Args:
+        hf: The transformers model.
+        tokens: Its tokenizer and prompt builder.
+        context: ``variable`` encodes an utterance at its own length; ``padded`` pads to 30 s with
+            silence as Whisper was trained.
+    """
+
+    def __init__(
+        self,
+        hf: WhisperForConditionalGeneration,
+        tokens: WhisperTokens,
+        context: str = "variable",
+    ) -> None:
+        super().__init__()
+        if context not in CONTEXTS:
+            raise UserError(f"context '{context}' is unknown: choose one of {', '.join(CONTEXTS)}")
+        self.hf = hf
+        self.tokens = tokens
+        self.context = context
+        self.gradient_checkpointing = False
+        self.log_mel = LogMel(hf.config.num_mel_bins)
+
+    @classmethod
+    def from_pretrained(cls, path: str, context: str = "variable") -> WhisperBackbone:
+        """Load a hub name, a local folder, or an OpenAI ``.pt`` file, in single precision.
+
+        Raises:
+            UserError: Where nothing loadable is found at ``path``.
+        """
+        from espnet_moe.backbones.whisper_loading import load_whisper
+
+        hf, tokens = load_whisper(path)
+        return cls(hf, tokens, context)
+
+    # -- facts ------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> WhisperConfig:
+        """The transformers configuration."""
+        return self.hf.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.hf.device
+
+    @property
+    def num_encoder_layers(self) -> int:
+        """Number of encoder layers ``n``; a split ``k`` is in ``0..n``."""
+        return self.config.encoder_layers
+
+    @property
+    def max_target_length(self) -> int:
+        """Longest token sequence, prompt included."""
+        return self.config.max_target_positions
+
+    @property
+    def max_seconds(self) -> float:
+        """Longest utterance the encoder takes in one piece (30 s for every Whisper)."""
+        return self.config.max_source_positions * 0.02
+
+    def layer_of(self, name: str) -> tuple[str, int] | None:
+        """Part and layer number of a module name: ``("encoder", 3)``; ``None`` outside layers."""
+        parts = name.split(".")
+        for part in ("encoder", "decoder"):
+            if part in parts and "layers" in parts:
+                return part, int(parts[parts.index("layers") + 1])
+        return None
+
+    def digest(self) -> str:
+        """SHA-256 over names, shapes and values (fp32) of the base weights, experts excluded."""
+        sha = hashlib.sha256()
+        for name, tensor in sorted(self.hf.state_dict().items()):
+            if ".lora_" in name or name == "proj_out.weight":
+                continue
+            sha.update(f"{name.replace('.base.', '.')} {tuple(tensor.shape)}\n".encode())
+            sha.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return sha.hexdigest()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model, tokenizer and generation config as a transformers folder."""
+        self.hf.save_pretrained(folder)
+        self.tokens.save_pretrained(folder)
+
+    # -- encoder ----------------------------------------------------------------------------------
+
+    def encode_lower(
+        self,
+        speech: torch.Tensor,
+        lengths: torch.Tensor,
+        layer: int,
+        augment: Augment | None = None,
+    ) -> Encoded:
+        """Features, convolutions and the encoder layers below ``layer``.
+
+        Args:
+            speech: ``(batch, samples)`` at 16 kHz.
+            lengths: ``(batch,)`` samples.
+            layer: The split ``k`` in ``0..num_encoder_layers``.
+            augment: Changes features ``(batch, frames, mels)`` and lengths, e.g. SpecAugment.
+
+        Raises:
+            UserError: For an utterance longer than :attr:`max_seconds`.
+        """
+        self._require_length(int(lengths.max()) / SAMPLE_RATE)
+        with torch.no_grad():
+            mel, mel_lengths = self.log_mel(speech, lengths)
+            if augment is not None:
+                frames, mel_lengths = augment(mel.transpose(1, 2), mel_lengths)
+                mel = frames.transpose(1, 2)
+        return self.encode_features(mel, mel_lengths, layer)
+
+    def encode_features(
+        self, mel: torch.Tensor, mel_lengths: torch.Tensor, layer: int | None = None
+    ) -> Encoded:
+        """Convolutions and the encoder layers below ``layer`` on features ``(batch, mels, frames)``."""
+        layer = self.num_encoder_layers if layer is None else layer
+        if not 0 <= layer <= self.num_encoder_layers:
+            raise UserError(f"encoder layer {layer} is not in 0..{self.num_encoder_layers}")
+        encoder = self.hf.model.encoder
+        mel = mel.to(encoder.conv1.weight.dtype)
+        if self.context == "padded":
+            mel = pad_to_chunk(mel)
+            mel_lengths = torch.full_like(mel_lengths, mel.size(2))
+        else:
+            mel = mel[..., : int(mel_lengths.max())]
+        # Alone, an utterance's convolutions see zeros behind its end: so must they in a batch.
+        valid = torch.arange(mel.size(2), device=mel.device) < mel_lengths.unsqueeze(1)
+        valid = valid.unsqueeze(1)
+        x = F.gelu(encoder.conv1(mel * valid)) * valid
+        x = F.gelu(encoder.conv2(x)).transpose(1, 2)
+        self._require_length(x.size(1) * 0.02)
+        x = x + encoder.embed_positions.weight[: x.size(1)]
+        x = F.dropout(x, self.config.dropout, self.training)
+        lower = Encoded(x, (mel_lengths + 1) // 2)
+        return self._encoder_layers(lower, 0, layer)
+
+    def _require_length(self, seconds: float) -> None:
+        if seconds > self.max_seconds:
+            raise UserError(
+                f"an utterance of {seconds:.2f} s is longer than the {self.max_seconds:.0f} s "
+                "that this backbone takes: cut it, or filter with --max_wav_duration"
+            )
+
+    def encode_upper(self, lower: Encoded, layer: int) -> Encoded:
+        """The encoder layers from ``layer`` on and the final norm; experts act here."""
+        upper = self._encoder_layers(lower, layer, self.num_encoder_layers)
+        return Encoded(self.hf.model.encoder.layer_norm(upper.hidden), upper.lengths)
+
+    def _encoder_layers(self, state: Encoded, start: int, stop: int) -> Encoded:
+        mask, x = state.mask(), state.hidden
+        for block in self.hf.model.encoder.layers[start:stop]:
+            x = self._maybe_checkpoint(self._encoder_layer, block, x, mask)
+        return Encoded(x, state.lengths)
+
+    def _encoder_layer(
+        self, block: nn.Module, x: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        normed = block.self_attn_layer_norm(x)
+        keys, values = _keys_values(block.self_attn, normed)
+        x = x + self._drop(_attend(block.self_attn, normed, keys, values, mask))
+        return x + self._feed_forward(block, x)
+
+    # -- decoder ----------------------------------------------------------------------------------
+
+    def decode(self, tokens: torch.Tensor, encoded: Encoded) -> torch.Tensor:
+        """Teacher-forced decoding.
+
+        Args:
+            tokens: ``(batch, tokens)`` prompt and text; padding at the end only.
+            encoded: What :meth:`encode_upper` returned for the same rows.
+
+        Returns:
+            Logits ``(batch, tokens, vocabulary)`` of the token after each position.
+        """
+        decoder = self.hf.model.decoder
+        x = decoder.embed_tokens(tokens) + decoder.embed_positions.weight[: tokens.size(1)]
+        x = self._drop(x)
+        memory_mask = encoded.mask()
+        for block in decoder.layers:
+            x = self._maybe_checkpoint(self._decoder_layer, block, x, encoded.hidden, memory_mask)
+        return self.hf.proj_out(decoder.layer_norm(x))
+
+    def _decoder_layer(
+        self,
+        block: nn.Module,
+        x: torch.Tensor,
+        memory: torch.Tensor,
+        memory_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        normed = block.self_attn_layer_norm(x)
+        keys, values = _keys_values(block.self_attn, normed)
+        x = x + self._drop(_attend(block.self_attn, normed, keys, values, None, causal=True))
+        normed = block.encoder_attn_layer_norm(x)
+        keys, values = _keys_values(block.encoder_attn, memory)
+        x = x + self._drop(_attend(block.encoder_attn, normed, keys, values, memory_mask))
+        return x + self._feed_forward(block, x)
+
+    def start(self, encoded: Encoded, beams: int, max_length: int) -> DecoderState:
+        """Allocate caches for ``beams`` rows an utterance and up to ``max_length`` tokens.
+
+        The gates in force are those of the utterances: they mix the experts of the
+        cross-attention's key and value projections.
+        """
+        config, rows = self.config, encoded.hidden.size(0) * beams
+        heads = config.decoder_attention_heads
+        shape = (rows, heads, max_length, config.d_model // heads)
+        cross = [_keys_values(b.encoder_attn, encoded.hidden) for b in self.hf.model.decoder.layers]
+        dtype = cross[0][0].dtype
+        empty = [
+            torch.zeros(shape, device=encoded.hidden.device, dtype=dtype)
+            for _ in range(2 * len(cross))
+        ]
+        return DecoderState(
+            empty[: len(cross)],
+            empty[len(cross) :],
+            [k for k, _ in cross],
+            [v for _, v in cross],
+            encoded.mask(),
+        )
+
+    def step(self, tokens: torch.Tensor, state: DecoderState) -> torch.Tensor:
+        """Decode the next token(s) with the caches in ``state``, which is updated in place.
+
+        Args:
+            tokens: ``(rows, n)`` the tokens not yet seen: the prompt first, then one at a time.
+                Rows of an utterance stand together.
+            state: From :meth:`start`.
+
+        Returns:
+            Logits ``(rows, vocabulary)`` after the last of them.
+        """
+        decoder, old, new = self.hf.model.decoder, state.length, state.length + tokens.size(1)
+        x = decoder.embed_tokens(tokens) + decoder.embed_positions.weight[old:new]
+        # Only a first call brings several tokens, onto an empty cache: plain causal attention.
+        causal = tokens.size(1) > 1
+        for i, block in enumerate(decoder.layers):
+            normed = block.self_attn_layer_norm(x)
+            keys, values = _keys_values(block.self_attn, normed)
+            state.self_keys[i][:, :, old:new] = keys
+            state.self_values[i][:, :, old:new] = values
+            keys, values = state.self_keys[i][:, :, :new], state.self_values[i][:, :, :new]
+            x = x + _attend(block.self_attn, normed, keys, values, None, causal)
+            normed = block.encoder_attn_layer_norm(x)
+            x = x + _attend_shared(
+                block.encoder_attn,
+                normed,
+                state.cross_keys[i],
+                state.cross_values[i],
+                state.cross_mask,
+            )
+            x = x + self._feed_forward(block, x)
+        state.length = new
+        return self.hf.proj_out(decoder.layer_norm(x[:, -1]))
+
+    # -- shared -----------------------------------------------------------------------------------
+
+    def _drop(self, x: torch.Tensor) -> torch.Tensor:
+        return F.dropout(x, self.config.dropout, self.training)
+
+    def _feed_forward(self, block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        x = F.gelu(block.fc1(block.final_layer_norm(x)))
+        x = F.dropout(x, self.config.activation_dropout, self.training)
+        return self._drop(block.fc2(x))
+
+    def _maybe_checkpoint(self, layer: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
+        """Run a layer, recomputing it in backward where gradient checkpointing is on.
+
+        Non-reentrant, because the input of a frozen stack needs no gradient and the reentrant form
+        would then give none to the experts (huggingface/peft pull 1142). The recomputation happens
+        after the caller's gates are gone (and on CUDA in another thread): it brings them along.
+        """
+        if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
+            return layer(*args)
+        gates = current_gates()
+        return checkpoint(
+            layer,
+            *args,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), use_gates(gates)),
+        )
+
+
+def _heads(attention: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """``(batch, frames, dim)`` → ``(batch, heads, frames, head_dim)``."""
+    return x.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+
+
+def _keys_values(attention: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return _heads(attention, attention.k_proj(x)), _heads(attention, attention.v_proj(x))
+
+
+def _attend(
+    attention: nn.Module,
+    x: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    causal: bool = False,
+) -> torch.Tensor:
+    """Attention of ``x (batch, n, dim)`` over ``keys (batch, heads, m, head_dim)``."""
+    query = _heads(attention, attention.q_proj(x) * attention.scaling)
+    drop = attention.dropout if attention.training else 0.0
+    out = F.scaled_dot_product_attention(query, keys, values, mask, drop, causal, scale=1.0)
+    return attention.out_proj(out.transpose(1, 2).flatten(2))
+
+
+def _attend_shared(
+    attention: nn.Module,
+    x: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention of ``x (utterances · beams, n, dim)`` over keys that the beams share."""
+    rows, n, _ = x.shape
+    utterances = keys.size(0)
+    query = attention.q_proj(x) * attention.scaling
+    query = _heads(attention, query.reshape(utterances, -1, query.size(-1)))
+    out = F.scaled_dot_product_attention(query, keys, values, mask, scale=1.0)
+    return attention.out_proj(out.transpose(1, 2).reshape(rows, n, -1))
+
+

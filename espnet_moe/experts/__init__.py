@@ -1,0 +1,1 @@
+"""Experts: small plugins beside a frozen backbone."""

@@ -1,0 +1,168 @@
+"""Experts on disk: PEFT's two files, and a third that says what the expert belongs to.
+
+```
+expert_hi/
+  adapter_config.json         PEFT's configuration (huggingface/peft ``LoraConfig``)
+  adapter_model.safetensors   base_model.model.<module>.lora_{A,B}.weight
+  expert.json                 base digest, languages, data, normaliser, commit, metrics
+```
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from espnet_moe.experts.expert_set import ExpertError, ExpertSet, LoRAOptions
+from espnet_moe.files import atomic, sha256
+
+CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "expert.json"
+FORMAT = 1
+_PREFIX = "base_model.model."
+
+
+def save_expert(
+    folder: str | Path, experts: ExpertSet, name: str, base_digest: str, facts: Mapping[str, Any]
+) -> None:
+    """Write one expert of a set.
+
+    Args:
+        folder: Where to; made if missing. The manifest is written last, with the hash of the rest.
+        experts: The set.
+        name: Which of its experts.
+        base_digest: Digest of the backbone that it was trained on.
+        facts: What else the manifest tells (languages, data digest, normaliser, commit, metrics).
+    """
+    folder = Path(folder)
+    options = experts.options[name]
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": facts.get("backbone"),
+        "r": options.rank,
+        "lora_alpha": options.alpha,
+        "lora_dropout": options.dropout,
+        "target_modules": sorted(experts.layers),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": False,
+        "inference_mode": True,
+    }
+    tensors = {
+        f"{_PREFIX}{key}.weight": value.contiguous().cpu()
+        for key, value in experts.state(name).items()
+    }
+    with atomic(folder / WEIGHTS) as path:
+        save_file(tensors, path, metadata={"format": "pt"})
+    _write_json(folder / CONFIG, config)
+    manifest = {
+        "format": FORMAT,
+        "kind": "lora",
+        "name": name,
+        "base_digest": base_digest,
+        "options": asdict(options),
+        "sha256": {WEIGHTS: sha256(folder / WEIGHTS), CONFIG: sha256(folder / CONFIG)},
+        **facts,
+    }
+    _write_json(folder / MANIFEST, manifest)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic(path) as temporary:
+        text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Read and check what an expert says of itself.
+
+    Raises:
+        ExpertError: For a folder that holds no expert, or one of another format.
+    """
+    folder = Path(folder)
+    missing = [n for n in (CONFIG, WEIGHTS, MANIFEST) if not (folder / n).is_file()]
+    if missing:
+        raise ExpertError(
+            f"{folder} holds no whole expert: {', '.join(missing)} missing "
+            f"(an expert folder has {CONFIG}, {WEIGHTS} and {MANIFEST})"
+        )
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExpertError(f"{folder / MANIFEST} is not JSON: {error}") from error
+    if not isinstance(manifest, dict):
+        raise ExpertError(f"{folder / MANIFEST} holds no manifest of an expert")
+    if manifest.get("format") != FORMAT or manifest.get("kind") != "lora":
+        raise ExpertError(
+            f"{folder}: kind {manifest.get('kind')}, format {manifest.get('format')}; "
+            f"this version reads kind lora, format {FORMAT}"
+        )
+    if lost := [key for key in ("base_digest", "options", "sha256") if key not in manifest]:
+        raise ExpertError(f"{folder / MANIFEST} is incomplete: it has no {', '.join(lost)}")
+    return dict(manifest)
+
+
+def read_weights(folder: str | Path, manifest: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Read an expert's tensors, checked against the manifest's hash.
+
+    Raises:
+        ExpertError: For a file that is truncated or was changed.
+    """
+    path = Path(folder) / WEIGHTS
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ExpertError(
+            f"{path} is truncated or no safetensors file ({error}): copy or train the expert again"
+        ) from error
+    if sha256(path) != manifest["sha256"].get(WEIGHTS):
+        raise ExpertError(f"{path} is not the file that {MANIFEST} describes (SHA-256 differs)")
+    return {k.removeprefix(_PREFIX).removesuffix(".weight"): v for k, v in tensors.items()}
+
+
+def load_experts(host: Any, folders: Mapping[str, str | Path]) -> ExpertSet:
+    """Put saved experts into a backbone.
+
+    Args:
+        host: The backbone; it needs ``digest()`` beside what :class:`ExpertSet` asks for.
+        folders: Name in the set → folder.
+
+    Raises:
+        ExpertError: For an expert of another base, or one that is damaged; nothing is changed then.
+    """
+    manifests = {name: read_manifest(folder) for name, folder in folders.items()}
+    digest = host.digest()
+    strangers = [n for n, m in manifests.items() if m["base_digest"] != digest]
+    if strangers:
+        details = "; ".join(
+            f"'{n}' ({folders[n]}) was trained on {manifests[n].get('backbone')} "
+            f"[{manifests[n]['base_digest'][:12]}]"
+            for n in strangers
+        )
+        raise ExpertError(
+            f"experts of another base: {details}; this backbone is [{digest[:12]}]: "
+            "give the backbone that they were trained on, or train them anew"
+        )
+    weights = {name: read_weights(folders[name], manifests[name]) for name in folders}
+    options = {name: _options(manifest) for name, manifest in manifests.items()}
+    experts = ExpertSet(host, options, list(folders))
+    try:
+        for name, state in weights.items():
+            experts.load_state(name, state)
+    except ExpertError:
+        experts.remove(host)
+        raise
+    return experts
+
+
+def _options(manifest: Mapping[str, Any]) -> LoRAOptions:
+    known: Sequence[str] = list(LoRAOptions.__dataclass_fields__)
+    if unknown := sorted(set(manifest["options"]) - set(known)):
+        raise ExpertError(f"expert options {', '.join(unknown)} are unknown to this version")
+    return LoRAOptions(**manifest["options"])

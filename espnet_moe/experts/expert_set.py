@@ -1,0 +1,244 @@
+"""Putting experts into a backbone: wrap layers by name, freeze the rest, give rows their gates."""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from espnet_moe.errors import UserError
+from espnet_moe.experts.gates import Gates, use_gates
+from espnet_moe.experts.lora import LoRALinear
+
+
+class ExpertError(UserError):
+    """An expert that cannot be made, loaded or used here."""
+
+
+class ExpertHost(Protocol):
+    """What a backbone tells so that experts can be put into it."""
+
+    @property
+    def hf(self) -> nn.Module:
+        """The model whose module names are the experts' target names."""
+
+    def layer_of(self, name: str) -> tuple[str, int] | None:
+        """Part (``encoder``, ``decoder``) and number of the layer that a module is in."""
+
+
+@dataclass(frozen=True)
+class LoRAOptions:
+    """Which layers get LoRA experts, and how large.
+
+    Attributes:
+        targets: Names of linear layers: the last part of the module name (``q_proj``), or a regular
+            expression for the whole name where it holds a dot (``.*encoder_attn\\.k_proj``).
+        where: ``encoder``, ``decoder`` or ``both``.
+        first_layer: Encoder layer ``k`` from which on experts act; the router reads below it.
+        rank: Rank of the updates.
+        alpha: Updates are scaled by ``alpha / rank``.
+        dropout: On the input of the updates, in training.
+    """
+
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    where: str = "both"
+    first_layer: int = 0
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", tuple(self.targets))
+        wrong = []
+        if self.where not in ("encoder", "decoder", "both"):
+            wrong.append(f"where is encoder, decoder or both, not '{self.where}'")
+        if not isinstance(self.rank, int) or self.rank < 1:
+            wrong.append(f"rank is a positive integer, not {self.rank}")
+        if not self.alpha > 0:
+            wrong.append(f"alpha is positive, not {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            wrong.append(f"dropout is in [0, 1), not {self.dropout}")
+        if self.first_layer < 0:
+            wrong.append(f"first_layer is 0 or more, not {self.first_layer}")
+        if not self.targets:
+            wrong.append("targets names at least one layer, e.g. q_proj v_proj")
+        if wrong:
+            raise ExpertError("; ".join(wrong))
+
+
+def find_targets(host: ExpertHost, options: LoRAOptions) -> list[str]:
+    """Names of the linear layers that the options choose.
+
+    Raises:
+        ExpertError: Where a target matches nothing; the message lists what exists.
+    """
+    linear = [n for n, m in host.hf.named_modules() if isinstance(m, nn.Linear | LoRALinear)]
+    linear = [n for n in linear if not n.endswith(".base") and host.layer_of(n) is not None]
+    chosen, unmatched = set(), []
+    for target in options.targets:
+        hits = [n for n in linear if _matches(target, n)]
+        chosen.update(hits)
+        if not hits:
+            unmatched.append(target)
+    if unmatched:
+        known = sorted({n.rsplit(".", 1)[-1] for n in linear})
+        raise ExpertError(
+            f"no linear layer is named {', '.join(unmatched)}; targets of this backbone: "
+            f"{' '.join(known)} (or a regular expression for a whole name, like {linear[0]})"
+        )
+    return [n for n in linear if n in chosen and _is_inside(host, n, options)]
+
+
+def _matches(target: str, name: str) -> bool:
+    if "." in target:
+        try:
+            return re.fullmatch(target, name) is not None
+        except re.error as error:
+            raise ExpertError(f"target '{target}' is no regular expression: {error}") from error
+    return name.rsplit(".", 1)[-1] == target
+
+
+def _is_inside(host: ExpertHost, name: str, options: LoRAOptions) -> bool:
+    place = host.layer_of(name)
+    if place is None:
+        return False
+    part, layer = place
+    if options.where not in ("both", part):
+        return False
+    return part == "decoder" or layer >= options.first_layer
+
+
+class ExpertSet:
+    """The experts inside one backbone: their names, layers, and the way to use them.
+
+    Not a module: the parameters live in the layers, so that they follow the backbone's ``to()`` and
+    ``state_dict()``.
+
+    Args:
+        host: The backbone; its chosen layers are replaced by :class:`LoRALinear`, its own
+            parameters are frozen.
+        options: Which layers, and how large; one for all experts or one an expert (their targets
+            may differ only in rank, alpha).
+        names: The experts, in the order of the gates.
+    """
+
+    def __init__(
+        self,
+        host: ExpertHost,
+        options: LoRAOptions | Mapping[str, LoRAOptions],
+        names: Sequence[str],
+    ) -> None:
+        self.names = tuple(names)
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise ExpertError(f"experts need names, each once; these are: {', '.join(self.names)}")
+        if not isinstance(options, Mapping):
+            options = dict.fromkeys(self.names, options)
+        self.options = {name: options[name] for name in self.names}
+        self._require_same_layers()
+        first = self.options[self.names[0]]
+        host.hf.requires_grad_(False)
+        self.layers: dict[str, LoRALinear] = {}
+        for name in find_targets(host, first):
+            parent_name, _, leaf = name.rpartition(".")
+            parent = host.hf.get_submodule(parent_name)
+            base = getattr(parent, leaf)
+            if isinstance(base, LoRALinear):
+                raise ExpertError(f"{name} holds experts already: a backbone takes one expert set")
+            layer = LoRALinear(
+                base,
+                [o.rank for o in self.options.values()],
+                [o.alpha for o in self.options.values()],
+                first.dropout,
+            )
+            setattr(parent, leaf, layer)
+            self.layers[name] = layer
+        if not self.layers:
+            raise ExpertError(
+                f"no layer is left: targets {' '.join(first.targets)}, where {first.where}, "
+                f"first_layer {first.first_layer}"
+            )
+
+    def remove(self, host: ExpertHost) -> None:
+        """Take the experts out of the backbone that they were put into: its own layers come back."""
+        for name, layer in self.layers.items():
+            parent_name, _, leaf = name.rpartition(".")
+            setattr(host.hf.get_submodule(parent_name), leaf, layer.base)
+
+    def _require_same_layers(self) -> None:
+        def place(o: LoRAOptions) -> dict[str, object]:
+            return {k: v for k, v in asdict(o).items() if k not in ("rank", "alpha", "dropout")}
+
+        first = place(self.options[self.names[0]])
+        other = [n for n, o in self.options.items() if place(o) != first]
+        if other:
+            raise ExpertError(
+                f"experts of one set act in the same layers, but {', '.join(other)} "
+                f"differ from {self.names[0]} in targets, where or first_layer"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def index(self, name: str) -> int:
+        """Position of an expert in the gates.
+
+        Raises:
+            ExpertError: For an unknown name; the message lists what exists.
+        """
+        if name not in self.names:
+            raise ExpertError(f"there is no expert '{name}'; experts: {' '.join(self.names)}")
+        return self.names.index(name)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All parameters of all experts."""
+        return [p for layer in self.layers.values() for p in (layer.lora_A, layer.lora_B)]
+
+    def one_hot(self, names: Sequence[str], device: torch.device) -> Gates:
+        """Gates that give row ``i`` the expert ``names[i]``."""
+        return Gates.one_hot([self.index(n) for n in names], len(self), device)
+
+    def use(self, gates: Gates | None) -> AbstractContextManager[None]:
+        """Put gates in force: ``with experts.use(gates): backbone…``."""
+        return use_gates(gates)
+
+    def state(self, name: str) -> dict[str, torch.Tensor]:
+        """An expert's tensors by ``<layer>.lora_A`` ``(rank, in)`` and ``.lora_B`` ``(out, rank)``."""
+        e = self.index(name)
+        found = {}
+        for layer_name, layer in self.layers.items():
+            found[f"{layer_name}.lora_A"] = layer.A(e).detach().clone()
+            found[f"{layer_name}.lora_B"] = layer.B(e).detach().clone()
+        return found
+
+    @torch.no_grad()
+    def load_state(self, name: str, state: Mapping[str, torch.Tensor]) -> None:
+        """Copy an expert's tensors in.
+
+        Raises:
+            ExpertError: For missing or unexpected tensors, or other shapes; nothing is changed then.
+        """
+        e = self.index(name)
+        wanted = {
+            f"{layer_name}.{side}": view
+            for layer_name, layer in self.layers.items()
+            for side, view in (("lora_A", layer.A(e)), ("lora_B", layer.B(e)))
+        }
+        problems = []
+        if missing := sorted(wanted.keys() - state.keys()):
+            problems.append(f"{len(missing)} tensors are missing, e.g. {missing[0]}")
+        if extra := sorted(state.keys() - wanted.keys()):
+            problems.append(f"{len(extra)} tensors have no place here, e.g. {extra[0]}")
+        for key in sorted(wanted.keys() & state.keys()):
+            if wanted[key].shape != state[key].shape:
+                was, here = tuple(state[key].shape), tuple(wanted[key].shape)
+                problems.append(f"{key} has the shape {was}, here it is {here}")
+                break
+        if problems:
+            raise ExpertError(f"expert '{name}' does not fit: " + "; ".join(problems))
+        for key, view in wanted.items():
+            view.copy_(state[key])
+        logging.debug("expert %s: %d tensors", name, len(wanted))

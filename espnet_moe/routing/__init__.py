@@ -1,0 +1,1 @@
+"""Routing: which experts each utterance gets."""
