@@ -1,0 +1,1 @@
+"""Decoding: batched, key-value-cached greedy and beam search."""

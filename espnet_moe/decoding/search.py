@@ -1,0 +1,292 @@
+"""Greedy and beam search over a batch of utterances, each row with its own prompt and experts.
+
+Rows are independent: what an utterance gets does not depend on the batch that it is in. Finished
+utterances leave the batch, so that a long one does not make the short ones be computed on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from espnet_moe.backbones.whisper import DecoderState, Encoded
+from espnet_moe.backbones.whisper_tokens import WhisperTokens
+from espnet_moe.errors import UserError
+from espnet_moe.experts.gates import Gates, use_gates
+
+
+class DecodingBackbone(Protocol):
+    """What search needs of a backbone."""
+
+    tokens: WhisperTokens
+
+    @property
+    def max_target_length(self) -> int:
+        """Longest token sequence, prompt included."""
+
+    def start(self, encoded: Encoded, beams: int, max_length: int) -> DecoderState:
+        """Caches for ``beams`` rows an utterance."""
+
+    def step(self, tokens: torch.Tensor, state: DecoderState) -> torch.Tensor:
+        """Logits ``(rows, vocabulary)`` of the next token."""
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Options of the search.
+
+    Attributes:
+        beam_size: Hypotheses kept an utterance; 1 is greedy.
+        max_tokens: Most tokens of a transcript; 0 means as many as the backbone allows.
+        length_penalty: Hypotheses are ranked by log-probability / tokens ** length_penalty.
+        repetition_limit: Stop when the last tokens are this many copies of one phrase (and at least
+            16 tokens): Whisper's loops on silence and unknown speech. 0 never stops.
+    """
+
+    beam_size: int = 1
+    max_tokens: int = 0
+    length_penalty: float = 1.0
+    repetition_limit: int = 4
+
+    def __post_init__(self) -> None:
+        wrong = []
+        if self.beam_size < 1:
+            wrong.append(f"beam_size is at least 1, not {self.beam_size}")
+        if self.max_tokens < 0:
+            wrong.append(f"max_tokens is 0 (no cap) or more, not {self.max_tokens}")
+        if self.repetition_limit == 1 or self.repetition_limit < 0:
+            wrong.append(f"repetition_limit is 0 (off) or at least 2, not {self.repetition_limit}")
+        if wrong:
+            raise UserError("; ".join(wrong))
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """What an utterance was decoded to.
+
+    Attributes:
+        tokens: Ids, without prompt and end.
+        score: Log-probability / tokens ** length_penalty, the end token included.
+        stop: Why it ended: ``eos``, ``length`` or ``repetition``.
+        steps: Decoder steps after which this utterance was done.
+    """
+
+    tokens: list[int]
+    score: float
+    stop: str
+    steps: int
+
+
+def repeats(tokens: Sequence[int], limit: int, at_least: int = 16) -> bool:
+    """Whether the tail of ``tokens`` is ``limit`` or more copies of a phrase, 16 tokens or more."""
+    for period in range(1, len(tokens) // max(limit, 1) + 1):
+        copies = max(limit, -(-at_least // period))
+        if copies * period > len(tokens):
+            continue
+        tail = tokens[-copies * period :]
+        if all(tail[i] == tail[i + period] for i in range(len(tail) - period)):
+            return True
+    return False
+
+
+@torch.inference_mode()
+def search(
+    backbone: DecodingBackbone,
+    encoded: Encoded,
+    prompts: torch.Tensor,
+    options: SearchOptions,
+    gates: Gates | None = None,
+) -> list[Hypothesis]:
+    """Decode a batch.
+
+    Args:
+        backbone: Gives logits step by step.
+        encoded: Encoder states of the batch.
+        prompts: ``(batch, prompt tokens)``, any language in any row.
+        options: Beam, caps, penalties.
+        gates: Experts of each row, ``(batch, experts)``; ``None`` for the backbone alone.
+
+    Returns:
+        The best hypothesis of each row.
+    """
+    room = backbone.max_target_length - prompts.size(1)
+    limit = min(options.max_tokens, room) if options.max_tokens else room
+    run = _Beams if options.beam_size > 1 else _Greedy
+    return run(backbone, encoded, prompts, options, gates, limit).decode()
+
+
+class _Search:
+    """What greedy and beam search share: the caches, the gates of the rows, leaving utterances."""
+
+    def __init__(
+        self,
+        backbone: DecodingBackbone,
+        encoded: Encoded,
+        prompts: torch.Tensor,
+        options: SearchOptions,
+        gates: Gates | None,
+        limit: int,
+    ) -> None:
+        self.backbone, self.options, self.limit = backbone, options, limit
+        self.beams = options.beam_size
+        self.device = encoded.hidden.device
+        batch = encoded.hidden.size(0)
+        rows = torch.arange(batch, device=self.device).repeat_interleave(self.beams)
+        self.gates = gates  # of the utterances still running
+        self.row_gates = gates.select(rows) if gates is not None and self.beams > 1 else gates
+        self.running = list(range(batch))
+        self.done: list[Hypothesis | None] = [None] * batch
+        self.banned = torch.tensor(backbone.tokens.suppressed, device=self.device)
+        with use_gates(gates):
+            self.state = backbone.start(encoded, self.beams, prompts.size(1) + limit)
+        self.next = prompts.to(self.device).index_select(0, rows)
+
+    def log_probabilities(self) -> torch.Tensor:
+        """Of the next token, ``(rows, vocabulary)`` in fp32, special tokens ruled out."""
+        with use_gates(self.row_gates):
+            logits = self.backbone.step(self.next, self.state).float()
+        return logits.index_fill(1, self.banned, -torch.inf).log_softmax(-1)
+
+    def keep(self, slots: list[int]) -> None:
+        """Go on with the utterances at ``slots`` of the running ones; the others leave."""
+        index = torch.tensor(slots, dtype=torch.long, device=self.device)
+        self.running = [self.running[s] for s in slots]
+        self.state.select_utterances(index)
+        if self.gates is not None:
+            self.gates = self.gates.select(index)
+            rows = index.new_tensor(range(len(slots))).repeat_interleave(self.beams)
+            self.row_gates = self.gates.select(rows)
+
+    def loops(self, tokens: Sequence[int]) -> bool:
+        """Whether a transcript has begun to repeat itself."""
+        return self.options.repetition_limit > 0 and repeats(tokens, self.options.repetition_limit)
+
+
+class _Greedy(_Search):
+    """The most probable token at every step."""
+
+    def decode(self) -> list[Hypothesis]:
+        end = self.backbone.tokens.end_id
+        texts: list[list[int]] = [[] for _ in self.running]
+        totals = [0.0] * len(self.running)
+        for step in range(1, self.limit + 1):
+            scores, chosen = self.log_probabilities().max(-1)
+            stay = []
+            steps = zip(self.running, scores.tolist(), chosen.tolist(), strict=True)
+            for slot, (u, score, token) in enumerate(steps):
+                totals[u] += score
+                if token != end:
+                    texts[u].append(token)
+                stop = "eos" if token == end else "length" if step == self.limit else None
+                if stop is None and self.loops(texts[u]):
+                    stop = "repetition"
+                if stop is None:
+                    stay.append(slot)
+                    continue
+                count = len(texts[u]) + (stop == "eos")
+                mean = totals[u] / count**self.options.length_penalty
+                self.done[u] = Hypothesis(texts[u], mean, stop, step)
+            if not stay:
+                break
+            self.next = chosen.unsqueeze(1)
+            if len(stay) < len(self.running):
+                rows = torch.tensor(stay, device=self.device)
+                self.keep(stay)
+                self.state.select_rows(rows)
+                self.next = self.next.index_select(0, rows)
+        return [h for h in self.done if h is not None]
+
+
+class _Beams(_Search):
+    """The best of ``beam_size`` hypotheses by length-normalised score.
+
+    A hypothesis that ends leaves its beam to the next best one. An utterance is done when it has
+    ``beam_size`` ended hypotheses and no running one can still beat the worst of them.
+    """
+
+    def decode(self) -> list[Hypothesis]:
+        k, end = self.beams, self.backbone.tokens.end_id
+        batch = len(self.running)
+        totals = torch.full((batch, k), -torch.inf, device=self.device)
+        totals[:, 0] = 0.0  # all beams begin alike: only the first counts
+        texts = torch.zeros(batch, k, 0, dtype=torch.long, device=self.device)
+        self.ended: list[list[Hypothesis]] = [[] for _ in self.running]
+        for step in range(1, self.limit + 1):
+            logp = self.log_probabilities()
+            vocabulary = logp.size(-1)
+            both = (totals.unsqueeze(-1) + logp.view(len(self.running), k, vocabulary)).flatten(1)
+            best, index = both.topk(2 * k, dim=-1)  # at most k of them end
+            beam, token = index // vocabulary, index % vocabulary
+            order, stay = self._advance(step, texts, best, beam, token, end)
+            if not stay:
+                break
+            # Rows of the next step: k running candidates of each staying utterance, in order.
+            totals, beam, token = (x.gather(1, order) for x in (best, beam, token))
+            kept = torch.tensor(stay, device=self.device)
+            totals, beam, token = totals[kept], beam[kept], token[kept]
+            rows = (kept.unsqueeze(1) * k + beam).flatten()
+            texts = texts.flatten(0, 1)[rows].view(len(stay), k, -1)
+            texts = torch.cat([texts, token.unsqueeze(-1)], dim=-1)
+            self.next = token.flatten().unsqueeze(1)
+            self.state.select_rows(rows)
+            if len(stay) < len(self.running):
+                self.keep(stay)
+        return [h for h in self.done if h is not None]
+
+    def _advance(
+        self,
+        step: int,
+        texts: torch.Tensor,
+        best: torch.Tensor,
+        beam: torch.Tensor,
+        token: torch.Tensor,
+        end: int,
+    ) -> tuple[torch.Tensor, list[int]]:
+        """Take ended hypotheses out; say which candidates go on and which utterances stay."""
+        k, power = self.beams, self.options.length_penalty
+        scores, beams, tokens = best.tolist(), beam.tolist(), token.tolist()
+        history = texts.tolist()
+        order, stay = [], []
+        for slot, u in enumerate(self.running):
+            going: list[int] = []
+            for c in range(2 * k):
+                text = history[slot][beams[slot][c]]
+                if scores[slot][c] == -float("inf"):
+                    going.append(c)  # a beam that has not begun yet
+                elif tokens[slot][c] == end:
+                    if c < k:
+                        score = scores[slot][c] / step**power
+                        self.ended[u].append(Hypothesis(text, score, "eos", step))
+                    continue
+                else:
+                    longer = [*text, tokens[slot][c]]
+                    stop = "length" if step == self.limit else None
+                    if stop is None and self.loops(longer):
+                        stop = "repetition"
+                    if stop is not None:
+                        score = scores[slot][c] / step**power
+                        self.ended[u].append(Hypothesis(longer, score, stop, step))
+                        continue
+                    going.append(c)
+                if len(going) == k:
+                    break
+            if self._is_done(u, [scores[slot][c] for c in going], step, len(going) < k):
+                self.done[u] = self._best(u)
+                going = (going + [0] * k)[:k]
+            else:
+                stay.append(slot)
+            order.append(going)
+        return torch.tensor(order, device=self.device), stay
+
+    def _is_done(self, u: int, running: list[float], step: int, starved: bool) -> bool:
+        """Whether nothing that still runs can beat what has ended."""
+        if starved or step == self.limit:
+            return True
+        ended = sorted((h.score for h in self.ended[u]), reverse=True)[: self.beams]
+        return len(ended) == self.beams and max(running) / step**self.options.length_penalty <= ended[-1]
+
+    def _best(self, u: int) -> Hypothesis:
+        """The best ended hypothesis; one that ended by itself before one that was cut."""
+        natural = [h for h in self.ended[u] if h.stop == "eos"]
+        return max(natural or self.ended[u], key=lambda h: h.score)
