@@ -1,0 +1,56 @@
+"""Decode test sets with one system (stage 10).
+
+The system `baseline` is the backbone alone; `oracle` gives every utterance the expert of its true
+language. Batches mix languages and sets; each job writes its share under
+<out>/<set>/logdir/output.JOB/.
+
+Example:
+  python -m espnet_moe.bin.decode --backbone ../base1/whisper_mini --system oracle \\
+    --experts hi=exp/expert_hi/expert it=exp/expert_it/expert \\
+    --data dump/raw/test_hi dump/raw/test_it --out exp/oracle/decode_greedy
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+
+from espnet_moe.bin import cli
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Options of the command line."""
+    parser = cli.parser(__doc__, "decode")
+    parser.add_argument("--backbone", required=True, help="folder, .pt file or hub name")
+    parser.add_argument("--context", default="variable", help="encoder input: variable or padded")
+    parser.add_argument("--system", default="baseline", help="baseline or oracle")
+    parser.add_argument("--experts", nargs="+", default=[], help="NAME=FOLDER of each expert")
+    parser.add_argument("--data", nargs="+", required=True, help="data directories")
+    parser.add_argument("--out", required=True, help="exp/<system>/<inference_tag>")
+    parser.add_argument("--config", help="YAML of decoding options, e.g. conf/decode_greedy.yaml")
+    parser.add_argument("--job", type=int, default=1, help="this job, from 1")
+    parser.add_argument("--num_jobs", type=int, default=1, help="jobs that share the sets")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0 …")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Load, decode, write."""
+    args = get_parser().parse_args(argv)
+    # After parsing, so that --help and a mistyped option answer at once.
+    from espnet_moe.decoding.decoder import decode_sets
+    from espnet_moe.decoding.loading import load_decoder, parse_experts
+
+    experts = parse_experts(args.system, args.experts)
+    decoder = load_decoder(args.backbone, args.context, experts, args.config, args.device)
+    facts = {
+        "command": f"python -m espnet_moe.bin.decode {shlex.join(argv or sys.argv[1:])}",
+        "system": args.system,
+        "backbone": args.backbone,
+        "experts": experts,
+    }
+    decode_sets(decoder, args.data, args.out, facts, args.job, args.num_jobs)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,267 @@
+"""ESPnet's trainer with whole checkpoints, WER validation, and experts at the end.
+
+The epochs' inside is ESPnet's. What is around them is written anew for three things: checkpoints
+that are whole or absent, WER measured every so many validations, and exact resumption.
+"""
+
+import argparse
+import datetime
+import logging
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
+from espnet2.train.reporter import Reporter
+from espnet2.train.trainer import Trainer as ESPnetTrainer
+from espnet2.train.trainer import TrainerOptions as ESPnetTrainerOptions
+from torch.amp import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+
+from espnet_moe.config import ConfigError
+from espnet_moe.files import atomic
+from espnet_moe.model import ESPnetMoEModel
+
+
+@dataclass
+class TrainerOptions(ESPnetTrainerOptions):
+    """ESPnet's, and the WER interval (validations between two measurements)."""
+
+    wer_interval: int | None = None
+
+
+class Trainer(ESPnetTrainer):
+    """Runs the epochs; an epoch is ``num_iters_per_epoch`` iterations and one validation."""
+
+    @classmethod
+    def build_options(cls, args: argparse.Namespace) -> TrainerOptions:
+        """Options from the parsed command line.
+
+        Raises:
+            ConfigError: For a criterion on the WER without ``wer_interval``.
+        """
+        names = {f.name for f in fields(TrainerOptions)}
+        options = TrainerOptions(**{k: v for k, v in vars(args).items() if k in names})
+        criteria = [*options.best_model_criterion, options.early_stopping_criterion]
+        if options.wer_interval is None and any(c[1] == "wer" for c in criteria):
+            raise ConfigError("a criterion asks for wer: set --wer_interval, e.g. 5")
+        if options.max_epoch < 1:
+            raise ConfigError(f"--max_epoch is at least 1, not {options.max_epoch}")
+        return options
+
+    @classmethod
+    def run(
+        cls,
+        model: ESPnetMoEModel,
+        optimizers: Any,
+        schedulers: Any,
+        train_iter_factory: Any,
+        valid_iter_factory: Any,
+        plot_attention_iter_factory: Any,
+        trainer_options: TrainerOptions,
+        distributed_option: Any,
+    ) -> None:
+        """Train, from the last checkpoint where there is one."""
+        options = trainer_options
+        run = _Run(model, optimizers, schedulers, options, distributed_option)
+        run.resume()
+        if run.is_first:
+            run.open_writers()
+        for epoch in range(run.reporter.get_epoch() + 1, options.max_epoch + 1):
+            if run.is_finished():
+                break
+            logging.info("%d/%depoch started", epoch, options.max_epoch)
+            # Seeded anew by the epoch's number: a resumed epoch draws what it would have drawn.
+            set_all_random_seed(options.seed + epoch)
+            run.reporter.set_epoch(epoch)
+            with run.reporter.observe("train") as observed:
+                broken = cls.train_one_epoch(
+                    model=run.parallel,
+                    optimizers=optimizers,
+                    schedulers=schedulers,
+                    iterator=train_iter_factory.build_iter(epoch),
+                    reporter=observed,
+                    scaler=run.scaler,
+                    summary_writer=run.train_writer,
+                    options=options,
+                    distributed_option=distributed_option,
+                )
+            interval = options.wer_interval
+            model.measure_wer = interval is not None and (
+                epoch % interval == 0 or epoch == options.max_epoch
+            )
+            with run.reporter.observe("valid") as observed:
+                cls.validate_one_epoch(
+                    model=run.parallel,
+                    iterator=valid_iter_factory.build_iter(epoch),
+                    reporter=observed,
+                    options=options,
+                    distributed_option=distributed_option,
+                )
+            if run.is_first:
+                run.record(epoch)
+            if broken:
+                logging.warning("no step of epoch %d had finite gradients: stopped here", epoch)
+                break
+        if run.is_first:
+            run.close()
+
+
+class _Run:
+    """The state of one training: what is resumed, recorded, and closed."""
+
+    def __init__(
+        self,
+        model: ESPnetMoEModel,
+        optimizers: Any,
+        schedulers: Any,
+        options: TrainerOptions,
+        distributed: Any,
+    ) -> None:
+        self.model, self.optimizers, self.schedulers = model, optimizers, schedulers
+        self.options, self.folder = options, Path(options.output_dir)
+        self.reporter = Reporter()
+        self.scaler = GradScaler("cuda") if options.use_amp else None
+        self.is_first = not distributed.distributed or distributed.dist_rank == 0
+        self.train_writer: Any = None
+        self.valid_writer: Any = None
+        self.parallel: torch.nn.Module = model
+        if distributed.distributed:
+            devices = [torch.cuda.current_device()] if distributed.ngpu == 1 else None
+            self.parallel = DistributedDataParallel(model, device_ids=devices)
+
+    # -- checkpoints ------------------------------------------------------------------------------
+
+    @property
+    def checkpoint(self) -> Path:
+        """Everything that going on needs."""
+        return self.folder / "checkpoint.pth"
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one and it is wanted."""
+        if not (self.options.resume and self.checkpoint.exists()):
+            return
+        device = "cuda" if self.options.ngpu > 0 else "cpu"
+        states = torch.load(self.checkpoint, map_location=device, weights_only=True)
+        self.model.load_state_dict(states["model"])
+        self.reporter.load_state_dict(_with_times(states["reporter"]))
+        for optimizer, state in zip(self.optimizers, states["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        for scheduler, state in zip(self.schedulers, states["schedulers"], strict=True):
+            if scheduler is not None:
+                scheduler.load_state_dict(state)
+        if self.scaler is not None and states["scaler"] is not None:
+            self.scaler.load_state_dict(states["scaler"])
+        logging.info("resumed from %s after epoch %d", self.checkpoint, self.reporter.get_epoch())
+
+    def _save(self, epoch: int) -> None:
+        state = self.model.state_dict()
+        with atomic(self.folder / f"{epoch}epoch.pth") as path:
+            torch.save(state, path)
+        with atomic(self.checkpoint) as path:
+            torch.save(
+                {
+                    "model": state,
+                    "reporter": _plain(self.reporter.state_dict()),
+                    "optimizers": [o.state_dict() for o in self.optimizers],
+                    "schedulers": [None if s is None else s.state_dict() for s in self.schedulers],
+                    "scaler": None if self.scaler is None else self.scaler.state_dict(),
+                },
+                path,
+            )
+
+    # -- what an epoch leaves behind --------------------------------------------------------------
+
+    def record(self, epoch: int) -> None:
+        """Log the epoch, save it, point to the best, and forget epochs that are neither."""
+        logging.info(self.reporter.log_message())
+        if self.train_writer is not None:
+            self.reporter.tensorboard_add_scalar(self.train_writer, key1="train")
+            self.reporter.tensorboard_add_scalar(self.valid_writer, key1="valid")
+        if self.options.use_wandb:
+            self.reporter.wandb_log()
+        self._save(epoch)
+        _link(self.folder / "latest.pth", f"{epoch}epoch.pth")
+        keep, nbest = {epoch}, self.options.keep_nbest_models
+        count = max(nbest) if isinstance(nbest, list) and nbest else nbest or 1
+        for phase, key, mode in self.options.best_model_criterion:
+            ranked = self.ranked(phase, key, mode)
+            keep.update(ranked[: int(count)])  # type: ignore[arg-type]
+            if ranked and ranked[0] == epoch:
+                _link(self.folder / f"{phase}.{key}.best.pth", f"{epoch}epoch.pth")
+                logging.info("best %s.%s so far: epoch %d", phase, key, epoch)
+        for old in range(1, epoch):
+            if old not in keep:
+                (self.folder / f"{old}epoch.pth").unlink(missing_ok=True)
+
+    def ranked(self, phase: str, key: str, mode: str) -> list[int]:
+        """Epochs in which a figure was measured, best first; the earlier wins a tie."""
+        if mode not in ("min", "max"):
+            raise ConfigError(f"criterion {phase} {key} {mode}: the mode is min or max")
+        epochs = range(1, self.reporter.get_epoch() + 1)
+        stats = self.reporter.stats
+        values = {e: stats[e][phase][key] for e in epochs if self.reporter.has(phase, key, e)}
+        sign = 1 if mode == "min" else -1
+        return sorted(values, key=lambda e: (sign * values[e], e))
+
+    def is_finished(self) -> bool:
+        """Whether early stopping has come: no better value in ``patience`` measurements."""
+        patience = self.options.patience
+        if patience is None or self.reporter.get_epoch() == 0:
+            return False
+        ranked = self.ranked(*self.options.early_stopping_criterion)
+        since = sum(e > ranked[0] for e in ranked) if ranked else 0
+        if since > patience:
+            logging.info(
+                "early stopping: %s has not improved in %d measurements (best in epoch %d)",
+                ".".join(self.options.early_stopping_criterion[:2]),
+                since,
+                ranked[0],
+            )
+        return since > patience
+
+    def open_writers(self) -> None:
+        """TensorBoard's."""
+        if self.options.use_tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.train_writer = SummaryWriter(str(self.folder / "tensorboard" / "train"))
+            self.valid_writer = SummaryWriter(str(self.folder / "tensorboard" / "valid"))
+
+    def close(self) -> None:
+        """Draw the curves and close the writers."""
+        if self.options.use_matplotlib and self.reporter.get_epoch() > 0:
+            self.reporter.matplotlib_plot(self.folder / "images")
+        for writer in (self.train_writer, self.valid_writer):
+            if writer is not None:
+                writer.close()
+        logging.info("trained %d epochs", self.reporter.get_epoch())
+
+
+def _link(path: Path, target: str) -> None:
+    """Point a symbolic link to a file beside it, in one step."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(path)
+
+
+def _with_times(reporter: dict[str, Any]) -> dict[str, Any]:
+    """Undo what :func:`_plain` did to the durations."""
+    for phases in reporter["stats"].values():
+        for values in phases.values():
+            if "time" in values:
+                values["time"] = datetime.timedelta(seconds=values["time"])
+    return reporter
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as Python's own, so that a checkpoint loads with ``weights_only=True``."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if hasattr(value, "item"):
+        return value.item()
+    return value
