@@ -1,0 +1,1 @@
+"""Utterances, Kaldi data directories, audio, text normalisation, and corpus readers."""

@@ -1,0 +1,246 @@
+"""Audio files of any common format, rate and channel count as 16 kHz mono samples."""
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from espnet_moe.data.utterance import SAMPLE_RATE, Seconds
+from espnet_moe.errors import UserError
+
+__all__ = ["SAMPLE_RATE", "AudioError", "load_audio", "trim_silence"]
+
+Samples = npt.NDArray[np.float32]
+
+# What libsndfile does not read. Everything else is tried with it first, then with FFmpeg (PyAV).
+_FFMPEG_ONLY = frozenset({".m4a", ".mp4", ".aac", ".webm", ".m4b", ".3gp"})
+# Containers that state a stream's duration; for others FFmpeg guesses it from the bit rate.
+_STATES_DURATION = ("mp4", "matroska")
+# A file shorter than it declares by more than both of these was cut.
+_TOLERANCE = 0.05
+_TOLERANCE_SECONDS: Seconds = 0.1
+
+_BLOCK = 1 << 20  # frames
+_OGG_PAGE_HEADER = 27  # bytes before the segment table
+_OGG_MAX_PAGE = _OGG_PAGE_HEADER + 255 + 255 * 255  # bytes
+_MP3_HEAD = 1 << 14  # bytes that hold the header frame, after a tag of usual length
+_RIFF_UNKNOWN_SIZE = (1 << 31) - (1 << 16)  # streaming writers leave a size near 2 or 4 GiB
+
+_TRIM_HOP: Seconds = 0.010
+_TRIM_FRAME_HOPS = 3
+
+
+class AudioError(UserError):
+    """An audio file that is missing, empty, damaged, or no audio."""
+
+
+def load_audio(path: str | Path) -> Samples:
+    """Decode an audio file.
+
+    wav, flac, mp3, ogg and opus are read with libsndfile, m4a, mp4 and aac (and whatever
+    libsndfile cannot open) with FFmpeg. Channels are averaged; other rates are resampled with
+    soxr (HQ).
+
+    Args:
+        path: The file.
+
+    Returns:
+        Samples, float32, (samples,), at 16 kHz, nominally in [-1, 1].
+
+    Raises:
+        AudioError: When the file is missing, has no bytes, cannot be decoded to its end, ends
+            before its declared duration, or decodes to no samples or to NaN or infinity.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AudioError(f"{path} does not exist; unpack the corpus again or correct the path")
+    if path.stat().st_size == 0:
+        raise AudioError(f"{path} is empty (0 bytes); fetch or unpack it again")
+    frames, rate = _decode(path)
+    samples = frames.mean(axis=1, dtype=np.float32) if frames.shape[1] > 1 else frames[:, 0]
+    if samples.size == 0:
+        raise AudioError(f"{path} decodes to no samples; fetch or unpack it again")
+    if not np.isfinite(samples).all():
+        raise AudioError(f"{path} holds NaN or infinite samples; make it again from its source")
+    if rate != SAMPLE_RATE:
+        samples = soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ")
+        if samples.size == 0:
+            raise AudioError(f"{path} is too short to resample ({len(frames)} samples)")
+    return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+def trim_silence(x: Samples, threshold_db: float = 40.0, margin: Seconds = 0.1) -> Samples:
+    """Cut leading and trailing silence.
+
+    Args:
+        x: Samples, (samples,), at 16 kHz.
+        threshold_db: A 30 ms frame is silent when it is this many dB below the loudest one.
+        margin: Seconds of silence left at either end.
+
+    Returns:
+        A part of ``x``; all of it where it is silent throughout.
+    """
+    hop = int(_TRIM_HOP * SAMPLE_RATE)
+    count = len(x) // hop
+    if count == 0:
+        return x
+    # A constant offset is no sound.
+    power = np.square(x[: count * hop] - x.mean(), dtype=np.float64).reshape(count, hop).mean(1)
+    # Averaged over three hops, so that a single click neither sets the level nor ends the silence.
+    power = np.convolve(power, np.full(_TRIM_FRAME_HOPS, 1 / _TRIM_FRAME_HOPS), mode="same")
+    if power.max() <= 0:
+        return x
+    loud = np.flatnonzero(power >= power.max() * 10 ** (-threshold_db / 10))
+    edge = int(margin * SAMPLE_RATE)
+    start = max(0, int(loud[0]) * hop - edge)
+    # The samples past the last whole hop are kept with it.
+    end = len(x) if loud[-1] == count - 1 else min(len(x), (int(loud[-1]) + 1) * hop + edge)
+    return x[start:end]
+
+
+def _decode(path: Path) -> tuple[Samples, int]:
+    """Return samples as (frames, channels) and the rate in Hz."""
+    if path.suffix.lower() in _FFMPEG_ONLY:
+        return _decode_ffmpeg(path)
+    try:
+        stream = soundfile.SoundFile(path)
+    except soundfile.LibsndfileError:
+        return _decode_ffmpeg(path)
+    with stream:
+        if stream.format == "MP3" and not _mp3_states_length(path):
+            return _decode_ffmpeg(path)
+        _check_whole(path, stream.format)
+        # Read in blocks: a header may declare any number of frames, or none.
+        blocks = []
+        try:
+            while len(block := stream.read(_BLOCK, dtype="float32", always_2d=True)):
+                blocks.append(block)
+        except soundfile.LibsndfileError as error:
+            raise AudioError(
+                f"{path} is truncated or damaged: {error.error_string.rstrip('.')}; fetch or "
+                "unpack it again"
+            ) from None
+        frames = np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32)
+        if stream.frames < 1 << 40:  # more means "unknown"
+            _check_duration(
+                path, len(frames) / stream.samplerate, stream.frames / stream.samplerate
+            )
+        return frames, stream.samplerate
+
+
+def _decode_ffmpeg(path: Path) -> tuple[Samples, int]:
+    import av
+
+    blocks = []
+    with _ffmpeg_errors(path), av.open(str(path)) as container:
+        if not container.streams.audio:
+            raise AudioError(f"{path} holds no audio stream; give an audio file")
+        stream = container.streams.audio[0]
+        # Any sample format to planar float; the rate and the channels stay.
+        converter, rate = av.AudioResampler(format="fltp"), 0
+        for frame in container.decode(stream):
+            if rate and frame.sample_rate != rate:
+                raise AudioError(f"{path} changes its sampling rate on the way; convert it to wav")
+            rate = frame.sample_rate
+            blocks += [part.to_ndarray() for part in converter.resample(frame)]
+        declared = None
+        if stream.duration and stream.time_base:
+            declared = float(stream.duration * stream.time_base)
+        states_duration = any(name in container.format.name for name in _STATES_DURATION)
+    if not blocks:
+        return np.zeros((0, 1), np.float32), SAMPLE_RATE
+    if len({len(block) for block in blocks}) > 1:
+        raise AudioError(f"{path} changes its number of channels on the way; convert it to wav")
+    frames = np.concatenate(blocks, axis=1).T.astype(np.float32, copy=False)
+    if declared is not None and states_duration:
+        _check_duration(path, len(frames) / rate, declared)
+    return frames, rate
+
+
+@contextmanager
+def _ffmpeg_errors(path: Path) -> Iterator[None]:
+    import av
+
+    try:
+        yield
+    # PyAV divides by a rate of zero, or indexes a stream that is not there, on some garbage.
+    except (av.FFmpegError, ArithmeticError, EOFError, LookupError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise AudioError(
+            f"{path} cannot be decoded: it is truncated, damaged, or no audio ({reason}); "
+            "fetch or unpack it again"
+        ) from None
+
+
+def _check_duration(path: Path, decoded: Seconds, declared: Seconds) -> None:
+    if declared - decoded > max(_TOLERANCE_SECONDS, _TOLERANCE * declared):
+        raise AudioError(
+            f"{path} is truncated: {decoded:.2f} s of {declared:.2f} s can be decoded; fetch or "
+            "unpack it again"
+        )
+
+
+def _mp3_states_length(path: Path) -> bool:
+    """Whether an mp3 has a header frame with its length.
+
+    Without one libsndfile guesses the length from the first frame's bit rate and reads no further:
+    of a file with a variable bit rate it may return a sixth.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(_MP3_HEAD)
+    return any(name in head for name in (b"Xing", b"Info", b"VBRI"))
+
+
+def _check_whole(path: Path, container: str) -> None:
+    """Find cuts that libsndfile passes over: it shortens wav and ogg files silently."""
+    lost = 0.0
+    if container in ("WAV", "WAVEX"):
+        lost = _riff_lost(path)
+    elif container == "OGG":
+        lost = _ogg_lost(path)
+    if lost > 0:
+        raise AudioError(
+            f"{path} is truncated: {lost:.0f} bytes are missing at its end; fetch or unpack it "
+            "again"
+        )
+
+
+def _riff_lost(path: Path) -> float:
+    """Bytes a wav's data chunk lacks, where that is more than the tolerance."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        if stream.read(4) != b"RIFF":
+            return 0
+        rate = 0
+        position = 12
+        while position + 8 <= size:
+            stream.seek(position)
+            name, length = struct.unpack("<4sI", stream.read(8))
+            if name == b"fmt ":
+                rate = struct.unpack("<I", stream.read(12)[8:])[0]  # bytes a second
+            if name == b"data":
+                lost = position + 8 + length - size
+                tolerated = max(_TOLERANCE * length, _TOLERANCE_SECONDS * rate)
+                return lost if lost > tolerated and length < _RIFF_UNKNOWN_SIZE else 0
+            position += 8 + length + length % 2
+    return 0
+
+
+def _ogg_lost(path: Path) -> int:
+    """Bytes the last Ogg page lacks (https://www.rfc-editor.org/rfc/rfc3533, section 6)."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        stream.seek(max(0, size - _OGG_MAX_PAGE))
+        tail = stream.read()
+    page = tail[tail.rfind(b"OggS") :]
+    if not page.startswith(b"OggS"):
+        return 0
+    if len(page) < _OGG_PAGE_HEADER or len(page) < _OGG_PAGE_HEADER + page[26]:
+        return 1
+    segments = page[_OGG_PAGE_HEADER : _OGG_PAGE_HEADER + page[26]]
+    return max(0, _OGG_PAGE_HEADER + len(segments) + sum(segments) - len(page))

@@ -1,0 +1,1 @@
+"""Readers for the corpora, each in the layout it is published in."""

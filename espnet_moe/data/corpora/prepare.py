@@ -1,0 +1,106 @@
+"""Stage 1: a corpus on disk becomes one data directory a split, and a list of checks."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from espnet_moe.data.corpora.ai4bharat import Condition, read_kathbath
+from espnet_moe.data.corpora.checks import CorpusChecks, check_corpus, drop_bad_audio
+from espnet_moe.data.corpora.commonvoice import SPLITS, find_locale, read_commonvoice, release_of
+from espnet_moe.data.corpora.layout import CorpusError
+from espnet_moe.data.corpora.mls import read_mls
+from espnet_moe.data.datadir import write_datadir
+from espnet_moe.data.files import listed, write_text
+from espnet_moe.data.utterance import Utterance
+
+CORPORA = ("commonvoice", "mls", "kathbath")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What to read and how to treat bad files.
+
+    Attributes:
+        corpus: One of ``CORPORA``.
+        root: Folder of the corpus; the readers' modules draw what is expected in it.
+        language: ISO 639-1 code.
+        splits: Splits to read; ``None`` for the corpus's usual ones.
+        handles: MLS only: limited supervision, ``9hr`` or ``1hr/0`` … ``1hr/5``.
+        condition: Kathbath only: ``clean`` or ``noisy`` recordings.
+        allow_bad_test_audio: Leave bad files out of test sets too, instead of an error.
+        probe_audio: Decode every file (slow; formatting does so later anyway).
+    """
+
+    corpus: str
+    root: str
+    language: str
+    splits: Sequence[str] | None = None
+    handles: str | None = None
+    condition: Condition = "clean"
+    allow_bad_test_audio: bool = False
+    probe_audio: bool = False
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.corpus not in CORPORA:
+            problems.append(f"no corpus '{self.corpus}'; legal are {', '.join(CORPORA)}")
+        if self.handles is not None and self.corpus != "mls":
+            problems.append(f"handles are there for mls only, not for {self.corpus}")
+        if self.condition != "clean" and self.corpus != "kathbath":
+            problems.append(f"condition {self.condition} is there for kathbath only")
+        if problems:
+            raise CorpusError("; ".join(problems))
+
+
+def prepare_corpus(options: PrepareOptions, out: str | Path) -> CorpusChecks:
+    """Read and check a corpus, then write ``<out>_<split>`` and ``<out>_checks.json``.
+
+    Args:
+        options: What to read.
+        out: Path and beginning of the names, such as ``data/commonvoice_hi``.
+
+    Raises:
+        CorpusError: When the corpus is not as its reader expects, or a test set has bad audio and
+            that is not allowed. Nothing is written then.
+    """
+    utterances = read_corpus(options)
+    if not utterances:
+        raise CorpusError(f"{options.root} holds no utterance of {options.language}")
+    repeated = [key for key, n in Counter(utt.utt_id for utt in utterances).items() if n > 1]
+    if repeated:
+        raise CorpusError(
+            f"{len(repeated)} utterances of {options.root} are listed more than once, in one split "
+            f"or in several; unpack the corpus again:\n  {listed(repeated)}"
+        )
+    checks = check_corpus(utterances, options.probe_audio)
+    checks.log()
+    kept = drop_bad_audio(utterances, checks, options.allow_bad_test_audio)
+    for split in dict.fromkeys(utt.split for utt in utterances):
+        skipped = {
+            utt.utt_id: checks.bad_audio[utt.utt_id]
+            for utt in utterances
+            if utt.split == split and utt.utt_id in checks.bad_audio
+        }
+        path = Path(f"{out}_{split}")
+        write_datadir(path, (utt for utt in kept if utt.split == split), skipped=skipped)
+        count = checks.utterances[split] - len(skipped)
+        logger.info("%s: %d utterances, %d skipped", path, count, len(skipped))
+    facts = {"corpus": options.corpus, "language": options.language, "root": str(options.root)}
+    if options.corpus == "commonvoice":
+        facts["release"] = release_of(find_locale(options.root, options.language)) or "unknown"
+    write_text(Path(f"{out}_checks.json"), checks.to_json(**facts))
+    return checks
+
+
+def read_corpus(options: PrepareOptions) -> list[Utterance]:
+    """Read a corpus with the reader that ``options.corpus`` names."""
+    splits = SPLITS if options.splits is None else options.splits
+    if options.corpus == "commonvoice":
+        return read_commonvoice(options.root, options.language, splits)
+    if options.corpus == "mls":
+        return read_mls(options.root, options.language, splits, options.handles)
+    return read_kathbath(options.root, options.language, options.splits, options.condition)
