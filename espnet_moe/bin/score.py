@@ -1,0 +1,65 @@
+"""Score decoded sets: WER and CER with intervals, latency, memory.
+
+Reads <exp>/<system>/<inference_tag>/<set>/text and <data>/<set>; writes score_wer/ and score_cer/
+beside each text, <exp>/results.json and <exp>/RESULTS.md, and prints the summary. Rows of other
+systems and sets stay in the results as long as their decode folder exists.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from espnet_moe.bin import cli
+from espnet_moe.report.results_md import write_results_md
+from espnet_moe.report.summary import LEGEND, summary_table
+from espnet_moe.scoring import ScoringOptions, score_systems
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    parser = cli.parser(__doc__, "score")
+    parser.add_argument("--exp", type=Path, default=Path("exp"), help="experiment folder")
+    parser.add_argument(
+        "--data", type=Path, default=Path("dump/raw"), help="folder of the formatted data dirs"
+    )
+    parser.add_argument("--test_sets", nargs="+", required=True, help="data dirs in --data")
+    parser.add_argument("--systems", nargs="+", required=True, help="system folders in --exp")
+    parser.add_argument("--inference_tag", required=True, help="decode folder of each system")
+    parser.add_argument(
+        "--baseline",
+        default=ScoringOptions.baseline,
+        help="system that the others are compared with",
+    )
+    parser.add_argument(
+        "--resamples", type=int, default=ScoringOptions.resamples, help="bootstrap draws"
+    )
+    parser.add_argument("--seed", type=int, default=ScoringOptions.seed, help="bootstrap seed")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Score, write the results and print the summary table."""
+    args = get_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    results = score_systems(
+        ScoringOptions(
+            exp=args.exp,
+            data=args.data,
+            systems=tuple(args.systems),
+            test_sets=tuple(args.test_sets),
+            inference_tag=args.inference_tag,
+            baseline=args.baseline,
+            resamples=args.resamples,
+            seed=args.seed,
+            command=shlex.join(["python", "-m", "espnet_moe.bin.score", *words]),
+        )
+    )
+    report = write_results_md(args.exp, results)
+    print(summary_table(results).to_text() + LEGEND.format(baseline=args.baseline))
+    print(f"written: {args.exp / 'results.json'} and {report}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,1 @@
+"""Reports: tables made from result files alone."""

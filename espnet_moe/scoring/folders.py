@@ -1,0 +1,190 @@
+"""What scoring reads: references of a test set, and the decode folder of a system.
+
+::
+
+    dump/raw/<set>/{text,utt2lang,...}          references (a Kaldi data dir)
+    dump/raw/<set>/skipped.tsv                  utterances left out of the set, id first
+    exp/<system>/<inference_tag>/
+        <set>/text                              hypotheses, "utt_id words ..."
+        <set>/logdir/output.*/stats.jsonl       a JSON object an utterance
+        logdir/output.*.json                    a JSON object a decode job
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from espnet_moe.data.datadir import load_datadir
+from espnet_moe.data.files import read_lines
+from espnet_moe.data.normalize import normalize
+from espnet_moe.scoring.files import ScoringError, parse_json_object, read_json_object
+from espnet_moe.scoring.sclite import ScoredUtterance
+
+_IDS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class References:
+    """The references to score against, normalised, in the data dir's order."""
+
+    name: str
+    path: Path
+    utterances: tuple[ScoredUtterance, ...]
+    texts: tuple[str, ...]
+    durations: tuple[float | None, ...]  # seconds
+    skipped: tuple[str, ...]  # ids left out of the set
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a system made of a test set, in the test set's order."""
+
+    hypotheses: tuple[str, ...]  # normalised
+    stats: tuple[dict[str, Any], ...]  # a dict an utterance; empty where decoding left none
+    jobs: tuple[dict[str, Any], ...]  # a dict a decode job; empty where decoding left none
+
+
+def read_references(path: Path) -> References:
+    """Read and normalise the references of a test set.
+
+    Args:
+        path: The data dir, such as ``dump/raw/test_hi``.
+
+    Raises:
+        ScoringError: When the set is empty, or a reference is empty after normalisation and
+            ``skipped.tsv`` does not list it.
+        UserError: When the data dir cannot be read or a language has no normaliser.
+    """
+    data = load_datadir(path)
+    kept = [utt for utt in data.utterances if utt.utt_id not in data.skipped]
+    if not kept:
+        raise ScoringError(f"{path} holds no utterance to score; run the data stages again")
+    texts = [normalize(utt.text, utt.language) for utt in kept]
+    empty = [utt.utt_id for utt, text in zip(kept, texts, strict=True) if not text]
+    if empty:
+        raise ScoringError(
+            f"{path}/text: {_named(empty, 'reference')} empty after normalisation; correct the "
+            f"text, or list the ids in {path}/skipped.tsv to leave them out"
+        )
+    return References(
+        name=path.name,
+        path=path,
+        utterances=tuple(ScoredUtterance(utt.utt_id, utt.speaker, utt.language) for utt in kept),
+        texts=tuple(texts),
+        durations=tuple(utt.duration for utt in kept),
+        skipped=tuple(data.skipped),
+    )
+
+
+def read_decoded(folder: Path, references: References) -> Decoded:
+    """Read the hypotheses of a system for a test set, with the decoder's statistics.
+
+    Args:
+        folder: ``exp/<system>/<inference_tag>``.
+        references: The references that the hypotheses must match one to one.
+
+    Raises:
+        ScoringError: When ids are missing, extra or doubled, or a file cannot be read.
+    """
+    path = folder / references.name / "text"
+    texts = _read_hypotheses(path)
+    _check_ids(path, texts, references)
+    hypotheses = [normalize(texts[utt.utt_id], utt.language) for utt in references.utterances]
+    stats = _read_stats(folder / references.name / "logdir")
+    if stats:
+        missing = [utt.utt_id for utt in references.utterances if utt.utt_id not in stats]
+        if missing:
+            raise ScoringError(
+                f"{folder / references.name}/logdir/output.*/stats.jsonl: "
+                f"{_named(missing, 'utterance')} missing; decode the set again"
+            )
+    return Decoded(
+        hypotheses=tuple(hypotheses),
+        stats=tuple(stats[utt.utt_id] for utt in references.utterances) if stats else (),
+        jobs=_read_jobs(folder / "logdir"),
+    )
+
+
+def _read_hypotheses(path: Path) -> dict[str, str]:
+    """Read a Kaldi ``text`` file whose texts may be empty."""
+    if not path.is_file():
+        raise ScoringError(f"{path} does not exist; decode the set first (stage 10)")
+    texts: dict[str, str] = {}
+    doubled = []
+    for _, line in read_lines(path):
+        utt_id, _, text = line.replace("\t", " ", 1).partition(" ")
+        if utt_id in texts:
+            doubled.append(utt_id)
+        texts[utt_id] = text
+    if doubled:
+        raise ScoringError(
+            f"{path}: {_named(doubled, 'utterance')} there more than once, perhaps from an earlier "
+            "run with more jobs; remove the set's logdir and decode it again (stage 10)"
+        )
+    return texts
+
+
+def _check_ids(path: Path, texts: dict[str, str], references: References) -> None:
+    wanted = {utt.utt_id for utt in references.utterances}
+    missing = sorted(wanted - texts.keys())
+    extra = sorted(texts.keys() - wanted - set(references.skipped))
+    problems = []
+    if missing:
+        problems.append(f"{_named(missing, 'reference')} without a hypothesis")
+    if extra:
+        problems.append(f"{_named(extra, 'hypothesis', 'hypotheses')} without a reference")
+    if problems:
+        raise ScoringError(
+            f"{path} and {references.path}/text must hold the same utterances: "
+            f"{'; '.join(problems)}; decode the set again (stage 10)"
+        )
+
+
+def _named(ids: list[str], one: str, many: str | None = None) -> str:
+    """Count ids and name the first of them: ``2 references (a, b)``."""
+    noun = one if len(ids) == 1 else (many or one + "s")
+    shown = ", ".join(ids[:_IDS_SHOWN])
+    more = f" and {len(ids) - _IDS_SHOWN} more" if len(ids) > _IDS_SHOWN else ""
+    return f"{len(ids)} {noun} ({shown}{more})"
+
+
+def _read_stats(logdir: Path) -> dict[str, dict[str, Any]]:
+    stats: dict[str, dict[str, Any]] = {}
+    for path in _by_job(logdir.glob("output.*/stats.jsonl")):
+        for number, line in read_lines(path):
+            entry = parse_json_object(line, f"{path}:{number}")
+            utt_id = entry.get("utt_id")
+            if not isinstance(utt_id, str):
+                raise ScoringError(f"{path}:{number} has no 'utt_id'; decode the set again")
+            if utt_id in stats:
+                raise ScoringError(
+                    f"{path}:{number} repeats {utt_id}, perhaps from an earlier run with more "
+                    f"jobs; remove {logdir} and decode the set again (stage 10)"
+                )
+            stats[utt_id] = entry
+    return stats
+
+
+def _read_jobs(logdir: Path) -> tuple[dict[str, Any], ...]:
+    paths = _by_job(logdir.glob("output.*.json"))
+    jobs = [read_json_object(path) for path in paths]
+    for path, job in zip(paths, jobs, strict=True):
+        expected = job.get("num_jobs", len(jobs))
+        if expected != len(jobs):
+            raise ScoringError(
+                f"{path} is of a run of {expected} jobs, but {logdir} holds {len(jobs)}; remove "
+                "the files of the other runs, or decode again (stage 10)"
+            )
+    return tuple(jobs)
+
+
+def _by_job(paths: Iterable[Path]) -> list[Path]:
+    """Sort ``.../output.10...`` after ``.../output.9...``."""
+
+    def job(path: Path) -> tuple[int, str]:
+        found = re.search(r"output\.(\d+)", str(path))
+        return (int(found.group(1)) if found else 0, str(path))
+
+    return sorted(paths, key=job)
