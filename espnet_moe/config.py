@@ -1,6 +1,7 @@
 """Options: frozen dataclasses built from configuration mappings; an unknown key is an error."""
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -22,13 +23,15 @@ def build_options(cls: type[Options], conf: Mapping[str, Any] | None, name: str)
         name: What the message calls the mapping, e.g. ``expert_conf``.
 
     Raises:
-        ConfigError: For unknown or missing keys, all named at once with what is legal.
+        ConfigError: For unknown or missing keys and values of another type, all named at once with
+            what is legal.
     """
     conf = dict(conf or {})
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     problems = []
     if unknown := sorted(conf.keys() - fields.keys()):
         problems.append(f"unknown key(s) {', '.join(unknown)}")
+    problems += [p for k, v in conf.items() if k in fields and (p := _type_problem(cls, k, v))]
     needed = [
         f.name
         for f in fields.values()
@@ -40,3 +43,16 @@ def build_options(cls: type[Options], conf: Mapping[str, Any] | None, name: str)
         raise ConfigError(f"{name}: {'; '.join(problems)}; legal keys: {', '.join(fields)}")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in conf.items()}
     return cls(**values)
+
+
+def _type_problem(cls: type[Any], key: str, value: Any) -> str | None:
+    """What is wrong with the type of a value; YAML reads ``1e-3`` as a word, for one."""
+    kind = typing.get_type_hints(cls)[key]
+    if typing.get_origin(kind) is tuple:
+        return None if isinstance(value, list | tuple) else f"{key} is a list, not {value!r}"
+    if kind not in (int, float, str, bool):
+        return None
+    legal = (int, float) if kind is float else kind
+    if isinstance(value, legal) and (kind is bool or not isinstance(value, bool)):
+        return None
+    return f"{key} is of the type {kind.__name__}, not {value!r}"

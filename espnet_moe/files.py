@@ -21,8 +21,11 @@ def atomic(path: str | Path) -> Iterator[Path]:
         UserError: Where the disk is full or cannot be written; names the file that was kept.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise UserError(f"could not write {path}: {error}") from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -31,7 +34,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
         if not is_disk_error(error):
             raise
         kept = "the earlier one is kept whole" if path.exists() else "nothing is left of it"
@@ -43,11 +46,11 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 def is_disk_error(error: Exception) -> bool:
-    """Whether a failed write is the disk's fault (torch wraps it in a RuntimeError)."""
+    """Whether a failed write is the disk's fault (torch and safetensors word it their way)."""
     if isinstance(error, OSError):
         return error.errno is not None
     words = str(error).lower()
-    return "no space left" in words or "pytorchstreamwriter" in words or "file write failed" in words
+    return any(w in words for w in ("no space left", "pytorchstreamwriter", "inline_container"))
 
 
 def _umask() -> int:

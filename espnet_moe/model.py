@@ -153,9 +153,7 @@ class ESPnetMoEModel(AbsESPnetModel):
         tokens = self.backbone.tokens
         longest = 2 * int(lengths.max()) + 10
         with self._autocast(prompt.device):
-            found = search(
-                self.backbone, encoded, prompt, SearchOptions(max_tokens=longest), gates
-            )
+            found = search(self.backbone, encoded, prompt, SearchOptions(max_tokens=longest), gates)
         references = [
             tokens.decode(row[:n]) for row, n in zip(text.tolist(), lengths.tolist(), strict=True)
         ]
@@ -165,7 +163,7 @@ class ESPnetMoEModel(AbsESPnetModel):
         """Not used: shapes are collected without a model (stage 4)."""
         raise ConfigError("--collect_stats is not needed here: use espnet_moe.bin.collect_shapes")
 
-    # -- checkpoints hold what is trained -----------------------------------------------------------
+    # -- checkpoints hold what is trained ---------------------------------------------------------
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Parameters that are trained; frozen ones are left out."""
@@ -183,6 +181,13 @@ class ESPnetMoEModel(AbsESPnetModel):
             raise ConfigError(
                 f"the checkpoint does not fit: {len(missing)} parameters are missing "
                 f"{_few(missing)}, {len(extra)} have no place {_few(extra)}"
+            )
+        own = dict(self.named_parameters())
+        shapes = [n for n, v in state_dict.items() if n in own and v.shape != own[n].shape]
+        if shapes:
+            raise ConfigError(
+                f"the checkpoint does not fit: {len(shapes)} parameters have another shape "
+                f"{_few(shapes)}; with other options use another --output_dir"
             )
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 

@@ -1,5 +1,7 @@
 """Linear warm-up and linear decay, which ESPnet does not have, as an ESPnet scheduler."""
 
+from typing import Any
+
 import torch
 from espnet2.schedulers.abs_scheduler import AbsBatchStepScheduler
 from torch.optim.lr_scheduler import LRScheduler
@@ -38,6 +40,6 @@ class LinearWarmupDecay(LRScheduler, AbsBatchStepScheduler):
             return (step + 1) / self.warmup_steps
         return max(0.0, (self.total_steps - step) / (self.total_steps - self.warmup_steps))
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[Any]:
         """Learning rate of each parameter group."""
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]

@@ -1,16 +1,19 @@
-"""The ESPnet task: which classes there are, and how a batch is made. Everything else is ESPnet's."""
+"""The ESPnet task: which classes there are, how a batch is made; everything else is ESPnet's."""
 
 import argparse
+import inspect
 import logging
 import os
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from espnet2.asr.specaug.abs_specaug import AbsSpecAug
 from espnet2.asr.specaug.specaug import SpecAug
+from espnet2.schedulers.abs_scheduler import AbsBatchStepScheduler
 from espnet2.tasks import abs_task
 from espnet2.tasks.abs_task import AbsTask, optim_classes
 from espnet2.train.abs_espnet_model import AbsESPnetModel
@@ -45,12 +48,22 @@ model_choices = ClassChoices(
 # What a data directory gives to a batch: file, name in the batch, ESPnet's reader.
 DATA = (("wav.scp", "speech", "sound"), ("text", "text", "text"), ("utt2lang", "language", "text"))
 
+# Options of ESPnet's own trainer and adapters that this one would silently not follow.
+UNUSED: tuple[str, ...] = (
+    "use_adapter",
+    "sharded_ddp",
+    "unused_parameters",
+    "ddp_comm_hook",
+    "collect_stats",
+)
+UNUSED += ("nbest_averaging_interval",)
+
 
 class MoETask(AbsTask):
     """Training of mixtures of experts: ``python -m espnet_moe.bin.train --config …``."""
 
     num_optimizers = 1
-    class_choices_list = [
+    class_choices_list: ClassVar[list[ClassChoices]] = [
         backbone_choices,
         expert_choices,
         router_choices,
@@ -101,9 +114,7 @@ class MoETask(AbsTask):
         )
 
     @classmethod
-    def main(
-        cls, args: argparse.Namespace | None = None, cmd: Sequence[str] | None = None
-    ) -> None:
+    def main(cls, args: argparse.Namespace | None = None, cmd: Sequence[str] | None = None) -> None:
         """Parse, complete the options from the data directories, and train."""
         if args is None:
             args = cls.get_parser().parse_args(cmd)
@@ -129,6 +140,16 @@ class MoETask(AbsTask):
         for key in ("freeze_param", "init_param"):
             if getattr(args, key):
                 problems.append(f"--{key} has no place here: a phase says what trains")
+        for key in UNUSED:
+            if getattr(args, key):
+                problems.append(f"--{key} has no effect here: leave it out")
+        if args.train_dtype != "float32":
+            problems.append("--train_dtype stays float32: the arithmetic is set by --precision")
+        if args.ngpu > 1 and not args.multiprocessing_distributed:
+            problems.append(f"--ngpu {args.ngpu} needs --multiprocessing_distributed true")
+        problems += _scheduler_problems(args)
+        if args.specaug is not None:
+            problems += _unknown_keys(SpecAug, args.specaug_conf, "specaug_conf")
         if args.precision == "fp16" and args.ngpu == 0:
             problems.append("--precision fp16 needs a GPU (--ngpu 1); on a CPU use fp32 or bf16")
         if args.use_amp:
@@ -184,6 +205,9 @@ class MoETask(AbsTask):
         legal = {"label_smoothing"}
         if unknown := sorted(set(args.model_conf) - legal):
             raise ConfigError(f"model_conf: unknown key(s) {unknown}; legal keys: {sorted(legal)}")
+        # Defaults included, so that config.yaml and the log tell what was really used.
+        args.backbone_conf = asdict(conf)
+        args.expert_conf = {**asdict(options), "targets": list(options.targets)}
         backbone = conf.build()
         specaug_class = specaug_choices.get_class(args.specaug)
         specaug = None if specaug_class is None else specaug_class(**args.specaug_conf)
@@ -204,11 +228,18 @@ class MoETask(AbsTask):
         return model
 
     @classmethod
+    def get_default_config(cls) -> dict[str, Any]:
+        """What ``--print_config`` shows, without what is set elsewhere (and so refused)."""
+        config: dict[str, Any] = super().get_default_config()
+        config["model_conf"].pop("split_layer", None)  # expert_conf's first_layer
+        return config
+
+    @classmethod
     def build_optimizers(
         cls, args: argparse.Namespace, model: torch.nn.Module
     ) -> list[torch.optim.Optimizer]:
         """One optimiser over exactly what the phase trains."""
-        parameters = phases.require(args.phase, model)
+        parameters = phases.require(args.phase, model)  # type: ignore[arg-type]
         known = sorted(optim_classes)
         if args.optim not in optim_classes:
             raise ConfigError(f"--optim {args.optim} is unknown: choose one of {' '.join(known)}")
@@ -219,7 +250,7 @@ class MoETask(AbsTask):
 
 
 def _fill_data(args: argparse.Namespace, split: str) -> list[str]:
-    """Set ``<split>_data_path_and_name_and_type`` and ``<split>_shape_file``; tell what is wrong."""
+    """Set ESPnet's data path and shape file options of a split; tell what is wrong."""
     folder, stats = getattr(args, f"{split}_dir"), getattr(args, f"{split}_stats")
     problems = []
     files: dict[str, tuple[Any, Sequence[str]]] = {
@@ -236,3 +267,28 @@ def _fill_data(args: argparse.Namespace, split: str) -> list[str]:
         setattr(args, f"{split}_data_path_and_name_and_type", data)
         setattr(args, f"{split}_shape_file", [str(Path(stats) / "speech_shape")])
     return problems
+
+
+def _scheduler_problems(args: argparse.Namespace) -> list[str]:
+    """What is wrong with ``--scheduler``: unknown, stepping by epochs, or with unknown options."""
+    if args.scheduler is None:
+        return []
+    found = abs_task.scheduler_classes.get(args.scheduler)
+    if found is None or not issubclass(found, AbsBatchStepScheduler):
+        legal = [
+            name
+            for name, kind in abs_task.scheduler_classes.items()
+            if isinstance(kind, type) and issubclass(kind, AbsBatchStepScheduler)
+        ]
+        return [
+            f"--scheduler {args.scheduler} does not step with the optimiser: "
+            f"choose one of {' '.join(sorted(legal))}"
+        ]
+    return _unknown_keys(found, args.scheduler_conf, "scheduler_conf")
+
+
+def _unknown_keys(kind: type, conf: dict[str, Any], name: str) -> list[str]:
+    legal = [k for k in inspect.signature(kind).parameters if k != "optimizer"]
+    if not (unknown := sorted(set(conf) - set(legal))):
+        return []
+    return [f"{name}: unknown key(s) {', '.join(unknown)}; legal keys: {', '.join(legal)}"]

@@ -7,6 +7,7 @@ that are whole or absent, WER measured every so many validations, and exact resu
 import argparse
 import datetime
 import logging
+import pickle
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,17 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from espnet_moe.config import ConfigError
+from espnet_moe.errors import UserError
 from espnet_moe.files import atomic
 from espnet_moe.model import ESPnetMoEModel
 
 
 @dataclass
 class TrainerOptions(ESPnetTrainerOptions):
-    """ESPnet's, and the WER interval (validations between two measurements)."""
+    """ESPnet's, the WER interval (validations between two measurements), and the base's digest."""
 
     wer_interval: int | None = None
+    base_digest: str | None = None
 
 
 class Trainer(ESPnetTrainer):
@@ -44,6 +47,10 @@ class Trainer(ESPnetTrainer):
         names = {f.name for f in fields(TrainerOptions)}
         options = TrainerOptions(**{k: v for k, v in vars(args).items() if k in names})
         criteria = [*options.best_model_criterion, options.early_stopping_criterion]
+        if wrong := [c for c in criteria if len(c) != 3 or c[2] not in ("min", "max")]:
+            raise ConfigError(f"criterion {' '.join(wrong[0])}: phase, figure, and min or max")
+        if options.wer_interval is not None and options.wer_interval < 1:
+            raise ConfigError(f"--wer_interval is at least 1, not {options.wer_interval}")
         if options.wer_interval is None and any(c[1] == "wer" for c in criteria):
             raise ConfigError("a criterion asks for wer: set --wer_interval, e.g. 5")
         if options.max_epoch < 1:
@@ -75,6 +82,9 @@ class Trainer(ESPnetTrainer):
             # Seeded anew by the epoch's number: a resumed epoch draws what it would have drawn.
             set_all_random_seed(options.seed + epoch)
             run.reporter.set_epoch(epoch)
+            # Accumulated but not yet used: a resumed epoch would not have it either.
+            for optimizer in optimizers:
+                optimizer.zero_grad()
             with run.reporter.observe("train") as observed:
                 broken = cls.train_one_epoch(
                     model=run.parallel,
@@ -143,7 +153,17 @@ class _Run:
         if not (self.options.resume and self.checkpoint.exists()):
             return
         device = "cuda" if self.options.ngpu > 0 else "cpu"
-        states = torch.load(self.checkpoint, map_location=device, weights_only=True)
+        try:
+            states = torch.load(self.checkpoint, map_location=device, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise UserError(
+                f"{self.checkpoint} cannot be read ({error}): move it away to train from the start"
+            ) from error
+        if states["base_digest"] != self.options.base_digest:
+            raise ConfigError(
+                f"{self.checkpoint} was trained on another base: give that one as "
+                "--backbone_conf path=…, or another --output_dir"
+            )
         self.model.load_state_dict(states["model"])
         self.reporter.load_state_dict(_with_times(states["reporter"]))
         for optimizer, state in zip(self.optimizers, states["optimizers"], strict=True):
@@ -163,6 +183,7 @@ class _Run:
             torch.save(
                 {
                     "model": state,
+                    "base_digest": self.options.base_digest,
                     "reporter": _plain(self.reporter.state_dict()),
                     "optimizers": [o.state_dict() for o in self.optimizers],
                     "schedulers": [None if s is None else s.state_dict() for s in self.schedulers],
@@ -197,8 +218,6 @@ class _Run:
 
     def ranked(self, phase: str, key: str, mode: str) -> list[int]:
         """Epochs in which a figure was measured, best first; the earlier wins a tie."""
-        if mode not in ("min", "max"):
-            raise ConfigError(f"criterion {phase} {key} {mode}: the mode is min or max")
         epochs = range(1, self.reporter.get_epoch() + 1)
         stats = self.reporter.stats
         values = {e: stats[e][phase][key] for e in epochs if self.reporter.has(phase, key, e)}

@@ -14,7 +14,7 @@ MAX_FRAMES = MAX_SAMPLES // HOP_LENGTH  # 3000 mel frames in 30 s
 
 
 class LogMel(torch.nn.Module):
-    """Whisper's log-mel spectrogram (openai/whisper ``audio.py``), equal to transformers' extractor.
+    """Whisper's log-mel spectrogram (openai/whisper ``audio.py``), as transformers has it.
 
     Args:
         num_mel_bins: 80, or 128 from large-v3 on.
@@ -51,7 +51,7 @@ class LogMel(torch.nn.Module):
         inside = torch.arange(speech.size(1), device=speech.device) < lengths.unsqueeze(1)
         speech = speech * inside
         # The extractor pads with zeros to 30 s, so a row's last window sees zeros at its right end,
-        # and mirrors both ends of the 30 s: the right one is heard only where the speech fills them.
+        # and mirrors both ends of the 30 s: the right one is heard only if speech fills them.
         edge = N_FFT // 2
         frames = min((speech.size(1) + HOP_LENGTH - 1) // HOP_LENGTH + TAIL_FRAMES, MAX_FRAMES)
         if frames == MAX_FRAMES:

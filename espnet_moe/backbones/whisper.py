@@ -1,4 +1,4 @@
-"""Whisper as a backbone: transformers' weights, split into lower layers, upper layers, decoder step.
+"""Whisper as a backbone: transformers' weights in lower layers, upper layers, decoder step.
 
 The layers' arithmetic is written out here over transformers' own modules (``q_proj`` and the
 rest), for three things that its forward does not have: encoder input of any length with masks,
@@ -221,7 +221,7 @@ class WhisperBackbone(nn.Module):
     def encode_features(
         self, mel: torch.Tensor, mel_lengths: torch.Tensor, layer: int | None = None
     ) -> Encoded:
-        """Convolutions and the encoder layers below ``layer`` on features ``(batch, mels, frames)``."""
+        """Convolutions and layers below ``layer`` on features ``(batch, mels, frames)``."""
         layer = self.num_encoder_layers if layer is None else layer
         if not 0 <= layer <= self.num_encoder_layers:
             raise UserError(f"encoder layer {layer} is not in 0..{self.num_encoder_layers}")
@@ -262,7 +262,7 @@ class WhisperBackbone(nn.Module):
         return Encoded(x, state.lengths)
 
     def _encoder_layer(
-        self, block: nn.Module, x: torch.Tensor, mask: torch.Tensor | None
+        self, block: Any, x: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
         normed = block.self_attn_layer_norm(x)
         keys, values = _keys_values(block.self_attn, normed)
@@ -291,7 +291,7 @@ class WhisperBackbone(nn.Module):
 
     def _decoder_layer(
         self,
-        block: nn.Module,
+        block: Any,
         x: torch.Tensor,
         memory: torch.Tensor,
         memory_mask: torch.Tensor | None,
@@ -366,7 +366,7 @@ class WhisperBackbone(nn.Module):
     def _drop(self, x: torch.Tensor) -> torch.Tensor:
         return F.dropout(x, self.config.dropout, self.training)
 
-    def _feed_forward(self, block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def _feed_forward(self, block: Any, x: torch.Tensor) -> torch.Tensor:
         x = F.gelu(block.fc1(block.final_layer_norm(x)))
         x = F.dropout(x, self.config.activation_dropout, self.training)
         return self._drop(block.fc2(x))
@@ -389,17 +389,17 @@ class WhisperBackbone(nn.Module):
         )
 
 
-def _heads(attention: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _heads(attention: Any, x: torch.Tensor) -> torch.Tensor:
     """``(batch, frames, dim)`` → ``(batch, heads, frames, head_dim)``."""
     return x.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
 
 
-def _keys_values(attention: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _keys_values(attention: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return _heads(attention, attention.k_proj(x)), _heads(attention, attention.v_proj(x))
 
 
 def _attend(
-    attention: nn.Module,
+    attention: Any,
     x: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
@@ -414,7 +414,7 @@ def _attend(
 
 
 def _attend_shared(
-    attention: nn.Module,
+    attention: Any,
     x: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
@@ -427,5 +427,3 @@ def _attend_shared(
     query = _heads(attention, query.reshape(utterances, -1, query.size(-1)))
     out = F.scaled_dot_product_attention(query, keys, values, mask, scale=1.0)
     return attention.out_proj(out.transpose(1, 2).reshape(rows, n, -1))
-
-

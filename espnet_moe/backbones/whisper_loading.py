@@ -4,7 +4,7 @@ import base64
 import json
 import os
 import re
-import sys
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -16,7 +16,6 @@ from transformers import (
     WhisperTokenizer,
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
-from transformers.utils import logging as transformers_logging
 
 from espnet_moe.backbones.whisper_tokens import WhisperTokens, special_tokens
 from espnet_moe.errors import UserError
@@ -160,7 +159,7 @@ def rename_openai(name: str) -> str:
 
 
 def openai_tokenizer(vocab_size: int) -> WhisperTokenizer:
-    """transformers' tokenizer from the rank file that the openai-whisper package ships.
+    """Transformers' tokenizer from the rank file that the openai-whisper package ships.
 
     ``tiktoken`` ranks are merges in order: a token of several bytes is the merge of the two parts
     that ranks before it split it into.
@@ -174,7 +173,9 @@ def openai_tokenizer(vocab_size: int) -> WhisperTokenizer:
         ) from error
     ranks_file = os.path.join(os.path.dirname(whisper.__file__), "assets", "multilingual.tiktoken")
     with open(ranks_file, encoding="ascii") as lines:
-        ranks = {base64.b64decode(t): int(r) for t, r in (line.split() for line in lines if line.strip())}
+        ranks = {
+            base64.b64decode(t): int(r) for t, r in (line.split() for line in lines if line.strip())
+        }
     languages = list(LANGUAGES)[: 99 + vocab_size - MULTILINGUAL_VOCABULARY]
     return build_tokenizer(ranks, special_tokens(languages))
 
@@ -193,14 +194,14 @@ def build_tokenizer(ranks: dict[bytes, int], specials: list[str]) -> WhisperToke
             merges.append((show(left), show(right)))
     vocab = {show(token): rank for token, rank in ranks.items()}
     tokenizer = WhisperTokenizer(vocab=vocab, merges=merges)
-    tokenizer.add_special_tokens({"additional_special_tokens": [t for t in specials]})
+    tokenizer.add_special_tokens({"additional_special_tokens": list(specials)})
     return tokenizer
 
 
 def _split_by_rank(token: bytes, ranks: dict[bytes, int], limit: int) -> tuple[bytes, bytes]:
     parts = [bytes([b]) for b in token]
     while len(parts) > 2:
-        pairs = [(ranks.get(a + b, limit), i) for i, (a, b) in enumerate(zip(parts, parts[1:]))]
+        pairs = [(ranks.get(a + b, limit), i) for i, (a, b) in enumerate(pairwise(parts))]
         _, best = min(pairs)
         parts[best : best + 2] = [parts[best] + parts[best + 1]]
     return parts[0], parts[1]

@@ -81,14 +81,14 @@ class WhisperTokens:
         )
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Transcript of ids; special tokens and timestamps are left out."""
-        return self.tokenizer.decode(
-            [i for i in ids if i < self.end_id], skip_special_tokens=True
-        ).strip()
+        """Transcript of ids in one line; special tokens and timestamps are left out."""
+        text = self.tokenizer.decode([i for i in ids if i < self.end_id], skip_special_tokens=True)
+        # A model may well produce a line break, which would cut a Kaldi text file's line in two.
+        return " ".join(text.split())
 
     @cached_property
     def suppressed(self) -> tuple[int, ...]:
-        """Ids that never belong in a transcript without timestamps: all special tokens but the end."""
+        """Ids with no place in a transcript without timestamps: all special ones but the end."""
         return tuple(range(self.end_id + 1, len(self.tokenizer)))
 
     def save_pretrained(self, folder: str | Path) -> None:

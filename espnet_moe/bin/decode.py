@@ -1,12 +1,12 @@
-"""Decode test sets with one system (stage 10).
+r"""Decode test sets with one system (stage 10).
 
 The system `baseline` is the backbone alone; `oracle` gives every utterance the expert of its true
 language. Batches mix languages and sets; each job writes its share under
 <out>/<set>/logdir/output.JOB/.
 
 Example:
-  python -m espnet_moe.bin.decode --backbone ../base1/whisper_mini --system oracle \\
-    --experts hi=exp/expert_hi/expert it=exp/expert_it/expert \\
+  python -m espnet_moe.bin.decode --backbone ../base1/whisper_mini --system oracle \
+    --experts hi=exp/expert_hi/expert it=exp/expert_it/expert \
     --data dump/raw/test_hi dump/raw/test_it --out exp/oracle/decode_greedy
 """
 

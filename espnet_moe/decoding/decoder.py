@@ -109,6 +109,21 @@ class Decoder:
         latency = time.perf_counter() - began
         return [Decoded(t, h, latency) for t, h in zip(texts, found, strict=True)]
 
+    def require(self, languages: Sequence[str]) -> None:
+        """Check before hours of decoding that every language has a token and an expert.
+
+        Raises:
+            UserError: Naming those that have none.
+        """
+        self.backbone.tokens.prompt(languages)
+        if self.experts is not None and (
+            missing := sorted(set(languages) - set(self.experts.names))
+        ):
+            raise ConfigError(
+                f"no expert for language(s) {', '.join(missing)}; "
+                f"--experts names: {' '.join(self.experts.names)}"
+            )
+
     def _gates(self, languages: Sequence[str], device: torch.device) -> Gates | None:
         if self.experts is None:
             return None
@@ -128,9 +143,7 @@ class _Item:
     utterance: Utterance
 
 
-def batches(
-    items: Sequence[_Item], batch_size: int, job: int, num_jobs: int
-) -> list[list[_Item]]:
+def batches(items: Sequence[_Item], batch_size: int, job: int, num_jobs: int) -> list[list[_Item]]:
     """The batches of one job: longest first, alike in duration, dealt out in turn.
 
     Raises:
@@ -138,6 +151,7 @@ def batches(
     """
     if not 1 <= job <= num_jobs:
         raise ConfigError(f"--job {job} is not in 1..{num_jobs} (--num_jobs)")
+
     def rank(item: _Item) -> tuple[float, str, str]:
         return -(item.utterance.duration or 0.0), item.utterance.utt_id, item.set
 
@@ -173,6 +187,7 @@ def decode_sets(
         for name, folder in zip(names, folders, strict=True)
         for utt in read_datadir(folder)
     ]
+    decoder.require(sorted({item.utterance.language for item in items}))
     share = batches(items, decoder.options.batch_size, job, num_jobs)
     if share:
         # The first call of a process sets up libraries: it is not timed.
@@ -180,7 +195,9 @@ def decode_sets(
     lines: dict[str, list[str]] = {name: [] for name in names}
     stats: dict[str, list[str]] = {name: [] for name in names}
     wall = audio = 0.0
-    bar = tqdm(total=sum(map(len, share)), desc=f"decode {job}/{num_jobs}", disable=None, unit="utt")
+    bar = tqdm(
+        total=sum(map(len, share)), desc=f"decode {job}/{num_jobs}", disable=None, unit="utt"
+    )
     for batch in share:
         speech = [load_audio(item.utterance.audio) for item in batch]
         found = decoder(speech, [item.utterance.language for item in batch])

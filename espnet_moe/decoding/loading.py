@@ -25,7 +25,9 @@ def parse_experts(system: str, pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         name, equals, folder = pair.partition("=")
         if not (name and equals and folder):
-            raise ConfigError(f"--experts '{pair}' is not NAME=FOLDER, e.g. hi=exp/expert_hi/expert")
+            raise ConfigError(
+                f"--experts '{pair}' is not NAME=FOLDER, e.g. hi=exp/expert_hi/expert"
+            )
         if name in found:
             raise ConfigError(f"--experts names '{name}' twice")
         found[name] = folder
@@ -42,7 +44,10 @@ def read_options(path: str | None) -> DecodeOptions:
         return DecodeOptions()
     if not Path(path).is_file():
         raise ConfigError(f"--config {path} does not exist")
-    conf = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    try:
+        conf = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not YAML: {error}") from error
     if not isinstance(conf, dict):
         raise ConfigError(f"--config {path} is no mapping of options to values")
     return build_options(DecodeOptions, conf, path)
@@ -55,12 +60,20 @@ def load_decoder(
     options = read_options(config)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"--device {device} is none: use auto, cpu, cuda or cuda:N") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"--device {device}: torch sees no GPU here; use auto or cpu")
+    place = _device(device)
     model = WhisperBackbone.from_pretrained(backbone, context)
     found = load_experts(model, experts) if experts else None
     return Decoder(model.to(place), found, options)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        place = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {name} is none: use auto, cpu, cuda or cuda:N") from error
+    if place.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name} is not supported: use auto, cpu, cuda or cuda:N")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ConfigError(f"--device {name}: torch sees {count or 'no'} GPU here; use auto or cpu")
+    return place

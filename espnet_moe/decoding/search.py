@@ -202,7 +202,8 @@ class _Beams(_Search):
     """The best of ``beam_size`` hypotheses by length-normalised score.
 
     A hypothesis that ends leaves its beam to the next best one. An utterance is done when it has
-    ``beam_size`` ended hypotheses and no running one can still beat the worst of them.
+    ``beam_size`` ended hypotheses and no running one has a better score, at its present length,
+    than the worst of them (transformers' ``early_stopping=False``).
     """
 
     def decode(self) -> list[Hypothesis]:
@@ -222,7 +223,10 @@ class _Beams(_Search):
             if not stay:
                 break
             # Rows of the next step: k running candidates of each staying utterance, in order.
-            totals, beam, token = (x.gather(1, order) for x in (best, beam, token))
+            filler = order < 0  # fewer candidates than beams: an empty beam takes the place
+            order = order.clamp(min=0)
+            totals = best.gather(1, order).masked_fill(filler, -torch.inf)
+            beam, token = beam.gather(1, order), token.gather(1, order)
             kept = torch.tensor(stay, device=self.device)
             totals, beam, token = totals[kept], beam[kept], token[kept]
             rows = (kept.unsqueeze(1) * k + beam).flatten()
@@ -243,7 +247,7 @@ class _Beams(_Search):
         token: torch.Tensor,
         end: int,
     ) -> tuple[torch.Tensor, list[int]]:
-        """Take ended hypotheses out; say which candidates go on and which utterances stay."""
+        """Take ended hypotheses out; say which candidates go on (-1: none) and who stays."""
         k, power = self.beams, self.options.length_penalty
         scores, beams, tokens = best.tolist(), beam.tolist(), token.tolist()
         history = texts.tolist()
@@ -253,38 +257,37 @@ class _Beams(_Search):
             for c in range(2 * k):
                 text = history[slot][beams[slot][c]]
                 if scores[slot][c] == -float("inf"):
-                    going.append(c)  # a beam that has not begun yet
-                elif tokens[slot][c] == end:
+                    continue  # an empty beam
+                if tokens[slot][c] == end:
                     if c < k:
                         score = scores[slot][c] / step**power
                         self.ended[u].append(Hypothesis(text, score, "eos", step))
                     continue
-                else:
-                    longer = [*text, tokens[slot][c]]
-                    stop = "length" if step == self.limit else None
-                    if stop is None and self.loops(longer):
-                        stop = "repetition"
-                    if stop is not None:
-                        score = scores[slot][c] / step**power
-                        self.ended[u].append(Hypothesis(longer, score, stop, step))
-                        continue
-                    going.append(c)
+                longer = [*text, tokens[slot][c]]
+                stop = "length" if step == self.limit else None
+                if stop is None and self.loops(longer):
+                    stop = "repetition"
+                if stop is not None:
+                    score = scores[slot][c] / step**power
+                    self.ended[u].append(Hypothesis(longer, score, stop, step))
+                    continue
+                going.append(c)
                 if len(going) == k:
                     break
-            if self._is_done(u, [scores[slot][c] for c in going], step, len(going) < k):
+            if self._is_done(u, [scores[slot][c] for c in going], step):
                 self.done[u] = self._best(u)
-                going = (going + [0] * k)[:k]
             else:
                 stay.append(slot)
-            order.append(going)
+            order.append((going + [-1] * k)[:k])
         return torch.tensor(order, device=self.device), stay
 
-    def _is_done(self, u: int, running: list[float], step: int, starved: bool) -> bool:
-        """Whether nothing that still runs can beat what has ended."""
-        if starved or step == self.limit:
+    def _is_done(self, u: int, running: list[float], step: int) -> bool:
+        """Whether nothing runs, or nothing that runs is better now than what has ended."""
+        if not running or step == self.limit:
             return True
         ended = sorted((h.score for h in self.ended[u]), reverse=True)[: self.beams]
-        return len(ended) == self.beams and max(running) / step**self.options.length_penalty <= ended[-1]
+        best = max(running) / step**self.options.length_penalty
+        return len(ended) == self.beams and best <= ended[-1]
 
     def _best(self, u: int) -> Hypothesis:
         """The best ended hypothesis; one that ended by itself before one that was cut."""

@@ -9,6 +9,7 @@ expert_hi/
 """
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,10 +30,10 @@ _PREFIX = "base_model.model."
 def save_expert(
     folder: str | Path, experts: ExpertSet, name: str, base_digest: str, facts: Mapping[str, Any]
 ) -> None:
-    """Write one expert of a set.
+    """Write one expert of a set, whole or not at all: an earlier one stays until this is complete.
 
     Args:
-        folder: Where to; made if missing. The manifest is written last, with the hash of the rest.
+        folder: Where to; made if missing.
         experts: The set.
         name: Which of its experts.
         base_digest: Digest of the backbone that it was trained on.
@@ -40,6 +41,9 @@ def save_expert(
     """
     folder = Path(folder)
     options = experts.options[name]
+    beside, old = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
+    for rest in (beside, old):
+        shutil.rmtree(rest, ignore_errors=True)
     config = {
         "peft_type": "LORA",
         "task_type": None,
@@ -58,19 +62,23 @@ def save_expert(
         f"{_PREFIX}{key}.weight": value.contiguous().cpu()
         for key, value in experts.state(name).items()
     }
-    with atomic(folder / WEIGHTS) as path:
+    with atomic(beside / WEIGHTS) as path:
         save_file(tensors, path, metadata={"format": "pt"})
-    _write_json(folder / CONFIG, config)
+    _write_json(beside / CONFIG, config)
     manifest = {
         "format": FORMAT,
         "kind": "lora",
         "name": name,
         "base_digest": base_digest,
         "options": asdict(options),
-        "sha256": {WEIGHTS: sha256(folder / WEIGHTS), CONFIG: sha256(folder / CONFIG)},
+        "sha256": {WEIGHTS: sha256(beside / WEIGHTS), CONFIG: sha256(beside / CONFIG)},
         **facts,
     }
-    _write_json(folder / MANIFEST, manifest)
+    _write_json(beside / MANIFEST, manifest)
+    if folder.exists():
+        folder.rename(old)
+    beside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -32,11 +32,11 @@ class ExpertHost(Protocol):
 
 @dataclass(frozen=True)
 class LoRAOptions:
-    """Which layers get LoRA experts, and how large.
+    r"""Which layers get LoRA experts, and how large.
 
     Attributes:
         targets: Names of linear layers: the last part of the module name (``q_proj``), or a regular
-            expression for the whole name where it holds a dot (``.*encoder_attn\\.k_proj``).
+            expression for the whole name where it holds a dot (``.*encoder_attn\.k_proj``).
         where: ``encoder``, ``decoder`` or ``both``.
         first_layer: Encoder layer ``k`` from which on experts act; the router reads below it.
         rank: Rank of the updates.
@@ -163,7 +163,7 @@ class ExpertSet:
             )
 
     def remove(self, host: ExpertHost) -> None:
-        """Take the experts out of the backbone that they were put into: its own layers come back."""
+        """Take the experts out of their backbone: its own layers come back."""
         for name, layer in self.layers.items():
             parent_name, _, leaf = name.rpartition(".")
             setattr(host.hf.get_submodule(parent_name), leaf, layer.base)
@@ -206,7 +206,7 @@ class ExpertSet:
         return use_gates(gates)
 
     def state(self, name: str) -> dict[str, torch.Tensor]:
-        """An expert's tensors by ``<layer>.lora_A`` ``(rank, in)`` and ``.lora_B`` ``(out, rank)``."""
+        """An expert's ``<layer>.lora_A`` ``(rank, in)`` and ``<layer>.lora_B`` ``(out, rank)``."""
         e = self.index(name)
         found = {}
         for layer_name, layer in self.layers.items():
@@ -219,7 +219,7 @@ class ExpertSet:
         """Copy an expert's tensors in.
 
         Raises:
-            ExpertError: For missing or unexpected tensors, or other shapes; nothing is changed then.
+            ExpertError: For missing, unexpected or misshapen tensors; nothing is changed then.
         """
         e = self.index(name)
         wanted = {

@@ -1,4 +1,4 @@
-"""Gates: how much of which expert each row (or frame) of a batch gets, and how they reach the layers."""
+"""Gates: how much of which expert each row or frame gets, and how that reaches the layers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -13,7 +13,7 @@ from espnet_moe.experts.gates import Gates, current_gates
 class LoRALinear(nn.Module):
     """A frozen linear layer with the low-rank updates of all experts beside it.
 
-    ``y = base(x) + ((dropout(x) Aᵀ) ⊙ gates·scale) Bᵀ`` with ``A (Σr, in)`` and ``B (out, Σr)``: the
+    ``y = base(x) + ((dropout(x) Aᵀ) ⊙ gates·scale) Bᵀ`` with ``A (Σr, in)``, ``B (out, Σr)``: the
     rows of ``A`` and the columns of ``B`` belong to the experts one after the other, and every
     expert may have its own rank. With ``B = 0`` or without gates the layer is ``base`` to the bit.
     The base weight is never written.
@@ -101,7 +101,8 @@ class LoRALinear(nn.Module):
         if gates.weights.size(0) != x.size(0):
             # Broadcasting would give every row the experts of one.
             raise ValueError(f"gates of {gates.weights.size(0)} rows for a batch of {x.size(0)}")
-        if gates.hard is not None and len(set(self.ranks)) == 1 and len(self.ranks) > 8:
+        many = len(self.ranks) > 8 and x.size(1) > 4 and len(set(self.ranks)) == 1
+        if gates.hard is not None and many:
             return y + self._gathered(x, gates.hard)
         return y + self._all(x, gates)
 
@@ -119,7 +120,11 @@ class LoRALinear(nn.Module):
         return F.linear(down, self.lora_B)
 
     def _gathered(self, x: torch.Tensor, hard: torch.Tensor) -> torch.Tensor:
-        """One expert a row out of many: gather the rows' matrices instead of computing them all."""
+        """One expert a row out of many: gather the rows' matrices instead of computing them all.
+
+        Pays with many experts and more than a few frames: a decoder step would spend more on the
+        copies than it saves.
+        """
         rank = self.ranks[0]
         a = self.lora_A.view(len(self.ranks), rank, -1)[hard]  # (batch, rank, in)
         b = self.lora_B.view(-1, len(self.ranks), rank)[:, hard]  # (out, batch, rank)
