@@ -1,8 +1,9 @@
 """Whether a stage of a recipe is done: a stamp holds what it was made from.
 
-A stamp is a JSON file that says of which options, inputs and outputs a stage was made. Before a stage
-runs, :func:`check` compares; if there is work to do it leaves ``<stamp>.pending``, which :func:`commit`
-turns into the stamp once the work is done. What an input was is therefore known from before the work.
+A stamp is a JSON file that says of which options, inputs and outputs a stage was made. Before a
+stage runs, :func:`check` compares; if there is work to do it leaves ``<stamp>.pending``, which
+:func:`commit` turns into the stamp once the work is done. What an input was is therefore known from
+before the work.
 
 Imports nothing heavy: a recipe asks some thirty times.
 """

@@ -1,6 +1,6 @@
 r"""Ask whether a stage is done and unchanged, or call it done.
 
-Exit codes of check: 0 done, 1 to do, 2 error, 3 begun earlier from the same inputs and not finished.
+Exit codes of check: 0 done, 1 to do, 2 error, 3 begun earlier from the same inputs, not finished.
 
 Example:
   python -m espnet_moe.bin.stage check --stamp exp/.done/stage4.json --inputs dump/raw/train_hi \

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Stage 1 of the mini recipe: speak the mini corpus in the real corpora's layouts, and read it back.
+set -euo pipefail
+
+sources="hi:commonvoice,kathbath it:commonvoice,mls" # the corpora of each language
+datadir=data                    # data dirs to write: <datadir>/<corpus>_<language>_<split>
+downloads=downloads/mini        # where the corpora are made, in a folder each
+nj=2                            # languages at a time
+size=600                        # training sentences of a corpus in a language
+dev_size=60                     # development sentences
+test_size=100                   # test sentences
+seed=0                          # of voices and sentences
+allow_bad_test_audio=false      # leave bad audio out of test sets, instead of an error
+
+. utils/parse_options.sh
+. utils/stages.sh
+. ./path.sh
+. ./cmd.sh
+
+log "$0: the mini corpus in $downloads, its data dirs in $datadir"
+for corpus in commonvoice kathbath mls; do
+    languages=()
+    for entry in $sources; do
+        [[ ",${entry#*:}," != *",$corpus,"* ]] || languages+=("${entry%%:*}")
+    done
+    [ ${#languages[@]} -gt 0 ] || continue
+
+    # $train_cmd is a command with options.
+    # shellcheck disable=SC2154,SC2086
+    $train_cmd --max-jobs-run "$nj" LANGUAGE="$(IFS=, && echo "${languages[*]}")" \
+        "$datadir/log/$corpus.LANGUAGE.log" \
+        python3 -m espnet_moe.bin.make_mini_corpus --out "$downloads/$corpus" --layout "$corpus" \
+        --lang LANGUAGE --size "$size" --dev_size "$dev_size" --test_size "$test_size" \
+        --seed "$seed" --nj 1 \&\& \
+        python3 -m espnet_moe.bin.prepare_data --corpus "$corpus" --root "$downloads/$corpus" \
+        --language LANGUAGE --out "$datadir/${corpus}_LANGUAGE" \
+        --allow_bad_test_audio "$allow_bad_test_audio"
+done

@@ -1,0 +1,2 @@
+# shellcheck shell=bash
+# Sourced by path.sh last: settings of this recipe alone. The mini corpus needs none.

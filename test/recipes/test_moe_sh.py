@@ -1,0 +1,261 @@
+"""moe.sh with a Python that only notes what it is asked: options, stages, command lines."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Stamps are kept by the real module; every other command line is noted, and makes what is expected.
+PYTHON = """#!/usr/bin/env bash
+set -e
+verb=${2#espnet_moe.bin.}
+if [ "$verb" = stage ]; then
+    exec $REAL_PYTHON "$@"
+fi
+echo "$verb ${*:3}" >>"$LOG"
+[ "$verb" != "${FAIL:-}" ] || exit 7
+declare -A value
+key=verb
+while [ $# -gt 0 ]; do
+    case $1 in --*) key=${1#--} ;; *) value[$key]+="$1 " ;; esac
+    shift
+done
+datadir() { mkdir -p "$1" && echo "u-1 /x.wav" >"$1/wav.scp" && echo "u-1 ciao" >"$1/text"; }
+case $verb in
+    format_audio) for dir in ${value[in]}; do datadir "${value[out]% }/$(basename "$dir")"; done ;;
+    combine_data) datadir ${value[out]} ;;
+    collect_shapes) mkdir -p ${value[out]} && echo u-1 9 >${value[out]% }/speech_shape ;;
+    train)
+        mkdir -p ${value[output_dir]% }/expert
+        echo {} >${value[output_dir]% }/expert/expert.json
+        ;;
+    decode)
+        for dir in ${value[data]}; do
+            share=${value[out]% }/$(basename "$dir")/logdir/output.${value[job]% }
+            mkdir -p "$share"
+            [ "${value[job]}" != "1 " ] || echo "u-1 ciao" >"$share/text"
+        done
+        ;;
+    score) echo "the table" && touch exp/results.json exp/RESULTS.md ;;
+esac
+"""
+
+DATA = """#!/usr/bin/env bash
+echo "data.sh $*" >>"$LOG"
+for corpus in commonvoice kathbath; do
+    for split in train dev test; do
+        mkdir -p data/${corpus}_{hi,it}_$split
+        echo "u-1 /x.wav" | tee data/${corpus}_{hi,it}_$split/wav.scp >/dev/null
+    done
+done
+"""
+
+OPTIONS = [
+    "--langs",
+    "hi it",
+    "--sources",
+    "hi:commonvoice,kathbath it:commonvoice",
+    "--backbone",
+    "hub/name",
+]
+
+
+class Recipe:
+    """A recipe beside a copy of the template, and calls of it."""
+
+    def __init__(self, folder: Path) -> None:
+        template = folder / "egs2/TEMPLATE/moe1"
+        shutil.copytree(ROOT / "egs2/TEMPLATE/moe1", template)
+        self.folder = folder / "egs2/toy/moe1"
+        self.log = folder / "log"
+        for name in ("moe.sh", "utils", "path.sh", "cmd.sh"):
+            self.write(name, None).symlink_to(template / name)
+        self.write("local/data.sh", DATA)
+        self.write("conf/train_expert.yaml", "rank: 8\n")
+        self.write("conf/decode_greedy.yaml", "beam_size: 1\n")
+        self.python = self.write("bin/python3", PYTHON)
+        setup = folder / "tools/setup.sh"
+        setup.parent.mkdir()
+        setup.write_text("#!/bin/sh\n")
+        setup.chmod(0o755)
+
+    def write(self, name: str, text: str | None) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if text is not None:
+            path.write_text(text)
+            path.chmod(0o755)
+        return path
+
+    def run(self, *words: str, fail: str = "") -> subprocess.CompletedProcess[str]:
+        self.log.write_text("")
+        real = ROOT / "tools/venv/bin/python"
+        env = os.environ | {
+            "PATH": f"{self.python.parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "REAL_PYTHON": str(real if real.exists() else "python"),
+            "LOG": str(self.log),
+            "FAIL": fail,
+        }
+        # From another folder: the recipe finds its own.
+        return subprocess.run(
+            ["bash", self.folder / "moe.sh", *OPTIONS, *words],
+            env=env,
+            cwd=self.folder.parents[2],
+            capture_output=True,
+            text=True,
+        )
+
+    def did(self) -> list[str]:
+        """The verbs that ran, sorted: jobs side by side have no order."""
+        return sorted(line.split()[0] for line in self.log.read_text().splitlines())
+
+    def line(self, *parts: str) -> str:
+        """The one command line that holds these parts."""
+        (line,) = [x for x in self.log.read_text().splitlines() if all(p in f"{x} " for p in parts)]
+        return line
+
+
+ALL = sorted(
+    ["data.sh"]
+    + ["format_audio"] * 2
+    + ["combine_data"] * 6
+    + ["collect_shapes"] * 4
+    + ["train"] * 2
+    + ["decode"] * 4
+    + ["score"]
+)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    return Recipe(tmp_path)
+
+
+def test_the_whole_path_and_again(recipe: Recipe) -> None:
+    done = recipe.run("--ngpu", "0", "--inference_nj", "2", "--train_args", "--max_epoch 4")
+    assert done.returncode == 0, done.stderr
+    assert recipe.did() == ALL
+    assert "the table" in done.stdout
+    combine = recipe.line("combine_data", "train_hi ")
+    assert "--in dump/raw/commonvoice_hi_train dump/raw/kathbath_hi_train --out" in combine
+    train = recipe.line("train ", "--experts it ")
+    for part in (
+        "--config conf/train_expert.yaml --phase expert --experts it",
+        "--backbone whisper --backbone_conf path=hub/name",
+        "--train_dir dump/raw/train_it --train_stats exp/stats/train_it",
+        "--valid_dir dump/raw/dev_it --valid_stats exp/stats/dev_it",
+        "--ngpu 0 --output_dir exp/expert_it --max_epoch 4",
+    ):
+        assert part in train
+    oracle = recipe.line("decode", "--system oracle", "--job 2 ")
+    assert "--experts hi=exp/expert_hi/expert it=exp/expert_it/expert --data" in oracle
+    assert "--data dump/raw/test_hi dump/raw/test_it --config conf/decode_greedy.yaml" in oracle
+    assert "--out exp/oracle/decode_greedy --job 2 --num_jobs 2" in oracle
+    assert "--experts" not in recipe.line("decode", "--system baseline", "--job 1 ")
+    score = recipe.line("score")
+    assert (
+        "--test_sets test_hi test_it --systems baseline oracle --inference_tag decode_gr" in score
+    )
+    assert (recipe.folder / "exp/oracle/decode_greedy/test_it/text").read_text() == "u-1 ciao\n"
+    assert (recipe.folder / "exp/expert_hi/train.log").exists()
+
+    again = recipe.run("--ngpu", "0", "--train_args", "--max_epoch 4")
+    assert again.returncode == 0, again.stderr
+    assert recipe.did() == []
+    assert again.stdout.count("skipped: done, nothing has changed") == 12
+    assert "the table" in again.stdout
+
+    # Another option of the training: experts anew (the old ones are kept), and what follows.
+    changed = recipe.run("--ngpu", "0")
+    assert changed.returncode == 0, changed.stderr
+    assert recipe.did() == ["train"] * 2
+    assert (recipe.folder / "exp/expert_hi.old/expert/expert.json").exists()
+
+
+def test_only_what_a_new_language_needs(recipe: Recipe) -> None:
+    assert recipe.run("--langs", "hi").returncode == 0
+    assert recipe.run().returncode == 0
+    assert recipe.did() == sorted(
+        ["data.sh", "format_audio", "train", "score"]
+        + ["combine_data"] * 3
+        + ["collect_shapes"] * 2
+        + ["decode"] * 4
+    )
+
+
+def test_failed_expert_alone_is_trained_again(recipe: Recipe) -> None:
+    failed = recipe.run("--stop_stage", "8", fail="train")
+    assert failed.returncode == 1
+    assert "run.pl: 2 / 2 failed, log is in exp/expert_*/train.log" in failed.stderr
+    (recipe.folder / "exp/expert_hi/checkpoint.pth").write_text("half")
+    done = recipe.run("--stage", "8", "--stop_stage", "8")
+    assert recipe.did() == ["train"] * 2
+    assert "begun earlier" in done.stdout
+    assert (recipe.folder / "exp/expert_hi/checkpoint.pth").exists()
+
+
+def test_decoding_that_loses_utterances_is_an_error(recipe: Recipe) -> None:
+    assert recipe.run("--stop_stage", "9").returncode == 0
+    (recipe.folder / "dump/raw/test_it/text").write_text("u-1 ciao\nu-2 no\n")
+    done = recipe.run("--stage", "10", "--stop_stage", "10")
+    assert done.returncode == 1
+    assert "exp/baseline/decode_greedy/test_it/text" in done.stderr
+    assert "differ in length" in done.stderr
+
+
+def test_choice_of_stages(recipe: Recipe) -> None:
+    assert recipe.run("--stop_stage", "4", "--skip_stages", "3 4").returncode == 0
+    assert recipe.did() == ["data.sh", "format_audio", "format_audio"]
+    early = recipe.run("--stage", "10", "--stop_stage", "11")
+    assert early.returncode == 2
+    assert (
+        "input missing: dump/raw/test_hi, dump/raw/test_it; run the stages before" in early.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (["--stage", "5", "--stop-stage", "7"], ["has the stages 1 2 3 4 8 10 11"]),
+        (["--stage", "2", "--stop_stage", "1"], ["there is no stage to run"]),
+        (["--stage", "all"], ["stage 'all' is not a number"]),
+        (["--stages", "1"], ["--stages is unknown", "--stop_stage"]),
+        (["--langs", "hi ta", "--fs", "8k"], ["names no corpus for ta", "--fs is 16k"]),
+        (["--backbone", ""], ["--backbone is needed"]),
+        (["--gpu_inference", "maybe", "--ngpu", "x"], ["--gpu_inference is true or false"]),
+    ],
+)
+def test_mistakes(recipe: Recipe, words: list[str], messages: list[str]) -> None:
+    done = recipe.run(*words)
+    assert done.returncode == 2
+    assert recipe.did() == []
+    assert all(message in done.stderr for message in messages), done.stderr
+
+
+RECIPES = sorted(path.parent for path in ROOT.glob("egs2/*/*/run.sh"))
+
+
+@pytest.mark.parametrize("recipe_folder", RECIPES, ids=lambda p: "-".join(p.parts[-2:]))
+def test_every_recipe_is_whole(recipe_folder: Path) -> None:
+    scripts = [p for p in recipe_folder.rglob("*.sh") if p.is_file()]
+    for script in scripts:
+        done = subprocess.run(["bash", "-n", script], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    dangling = [p for p in recipe_folder.rglob("*") if p.is_symlink() and not p.exists()]
+    assert dangling == []
+    assert os.access(recipe_folder / "run.sh", os.X_OK)
+    usage = subprocess.run([recipe_folder / "run.sh", "--help"], capture_output=True, text=True)
+    assert usage.returncode == 0
+    assert "General:" in usage.stdout
+    if recipe_folder.name.startswith("moe"):
+        for name in ("moe.sh", "utils", "path.sh", "cmd.sh", "local/data.sh", "conf"):
+            assert (recipe_folder / name).exists(), f"{recipe_folder} has no {name}"
+
+
+def test_recipes_are_listed() -> None:
+    assert ROOT / "egs2/mini/moe1" in RECIPES
