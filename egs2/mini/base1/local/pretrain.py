@@ -56,7 +56,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="checkpoints and log")
     parser.add_argument("--export_dir", type=Path, required=True, help="the finished base (fp16)")
-    parser.add_argument("--steps", type=int, default=8000, help="optimiser steps in all")
+    parser.add_argument("--steps", type=int, default=4600, help="optimiser steps in all")
     parser.add_argument("--batch_size", type=int, default=32, help="utterances a step")
     parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--warmup", type=int, default=500, help="steps of linear warm-up")
