@@ -283,7 +283,7 @@ def test_a_failed_write_keeps_the_old_results(
         raise OSError(28, "No space left on device", str(target))
 
     monkeypatch.setattr(os, "replace", disk_full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match="No space left.*the earlier one is kept whole"):
         score_systems(options(tmp_path))
     assert path.read_bytes() == before
     assert not list((tmp_path / "exp").rglob("*.tmp"))

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from espnet_moe.errors import UserError
 from espnet_moe.experts.expert_set import ExpertError, ExpertSet, LoRAOptions
 from espnet_moe.files import atomic, sha256
 
@@ -62,23 +63,31 @@ def save_expert(
         f"{_PREFIX}{key}.weight": value.contiguous().cpu()
         for key, value in experts.state(name).items()
     }
-    with atomic(beside / WEIGHTS) as path:
-        save_file(tensors, path, metadata={"format": "pt"})
-    _write_json(beside / CONFIG, config)
-    manifest = {
-        "format": FORMAT,
-        "kind": "lora",
-        "name": name,
-        "base_digest": base_digest,
-        "options": asdict(options),
-        "sha256": {WEIGHTS: sha256(beside / WEIGHTS), CONFIG: sha256(beside / CONFIG)},
-        **facts,
-    }
-    _write_json(beside / MANIFEST, manifest)
+    facts = {"name": name, "base_digest": base_digest, "options": asdict(options), **facts}
+    try:
+        _write_parts(beside, tensors, config, facts)
+    except UserError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        kept = f"; the earlier expert in {folder} is kept whole" if folder.exists() else ""
+        raise ExpertError(f"{error}{kept}") from error
     if folder.exists():
         folder.rename(old)
     beside.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_parts(
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    facts: Mapping[str, Any],
+) -> None:
+    """The three files; the manifest, with the hashes of the others, is the last."""
+    with atomic(folder / WEIGHTS) as path:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    _write_json(folder / CONFIG, config)
+    hashes = {name: sha256(folder / name) for name in (WEIGHTS, CONFIG)}
+    _write_json(folder / MANIFEST, {"format": FORMAT, "kind": "lora", "sha256": hashes, **facts})
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
