@@ -35,9 +35,6 @@ class ESPnetMoEModel(AbsESPnetModel):
         specaug: ESPnet's SpecAugment, or ``None``.
         split_layer: Encoder layer ``k`` below which the router reads and no expert acts.
         label_smoothing: Of the cross-entropy, in [0, 1).
-        token_noise: Share of the decoder's input tokens that training replaces by random tokens of
-            the batch, in [0, 1): the decoder learns to read the speech where its own last words
-            were wrong, which it never sees otherwise (Bengio et al., arXiv:1506.03099).
         precision: ``fp32``, ``bf16`` or ``fp16`` arithmetic; the parameters stay fp32.
         gradient_checkpointing: Recompute layers in backward instead of keeping their activations.
     """
@@ -50,7 +47,6 @@ class ESPnetMoEModel(AbsESPnetModel):
         specaug: AbsSpecAug | None = None,
         split_layer: int = 0,
         label_smoothing: float = 0.0,
-        token_noise: float = 0.0,
         precision: str = "fp32",
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -63,11 +59,9 @@ class ESPnetMoEModel(AbsESPnetModel):
         self.router = router
         self.specaug = specaug
         self.split_layer = split_layer
-        for name, value in (("label_smoothing", label_smoothing), ("token_noise", token_noise)):
-            if not 0 <= value < 1:
-                raise ConfigError(f"model_conf: {name} is in [0, 1), not {value}")
+        if not 0 <= label_smoothing < 1:
+            raise ConfigError(f"model_conf: label_smoothing is in [0, 1), not {label_smoothing}")
         self.label_smoothing = label_smoothing
-        self.token_noise = token_noise
         self.precision = precision
         self.measure_wer = False
         backbone.gradient_checkpointing = gradient_checkpointing
@@ -142,11 +136,6 @@ class ESPnetMoEModel(AbsESPnetModel):
         text = text.masked_fill(~valid, end)
         target = F.pad(text.masked_fill(~valid, IGNORE), (0, 1), value=IGNORE)
         target.scatter_(1, lengths.unsqueeze(1), end)
-        if self.training and self.token_noise:
-            heard = text[valid]
-            other = heard[torch.randint(len(heard), text.shape, device=text.device)]
-            replace = torch.rand(text.shape, device=text.device) < self.token_noise
-            text = torch.where(replace & valid, other, text)
         return torch.cat([prompt, text], dim=1), target
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:

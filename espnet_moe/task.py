@@ -202,7 +202,7 @@ class MoETask(AbsTask):
         router = build_options(
             router_choices.get_class(args.router), args.router_conf, "router_conf"
         )
-        legal = {"label_smoothing", "token_noise"}
+        legal = {"label_smoothing"}
         if unknown := sorted(set(args.model_conf) - legal):
             raise ConfigError(f"model_conf: unknown key(s) {unknown}; legal keys: {sorted(legal)}")
         # Defaults included, so that config.yaml and the log tell what was really used.

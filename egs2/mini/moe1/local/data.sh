@@ -5,9 +5,9 @@ set -euo pipefail
 sources="hi:commonvoice,kathbath it:commonvoice,mls" # the corpora of each language
 datadir=data                    # data dirs to write: <datadir>/<corpus>_<language>_<split>
 downloads=downloads/mini        # where the corpora are made, in a folder each
-nj=2                            # languages at a time
-size=600                        # training sentences of a corpus in a language
-dev_size=60                     # development sentences
+nj=2                            # processes
+size=300                        # training sentences of a corpus in a language
+dev_size=40                     # development sentences
 test_size=100                   # test sentences
 seed=0                          # of voices and sentences
 allow_bad_test_audio=false      # leave bad audio out of test sets, instead of an error
@@ -24,6 +24,8 @@ for corpus in commonvoice kathbath mls; do
         [[ ",${entry#*:}," != *",$corpus,"* ]] || languages+=("${entry%%:*}")
     done
     [ ${#languages[@]} -gt 0 ] || continue
+    # A language alone gets all processes, several share them.
+    each=$((nj > ${#languages[@]} ? nj / ${#languages[@]} : 1))
 
     # $train_cmd is a command with options.
     # shellcheck disable=SC2154,SC2086
@@ -31,7 +33,7 @@ for corpus in commonvoice kathbath mls; do
         "$datadir/log/$corpus.LANGUAGE.log" \
         python3 -m espnet_moe.bin.make_mini_corpus --out "$downloads/$corpus" --layout "$corpus" \
         --lang LANGUAGE --size "$size" --dev_size "$dev_size" --test_size "$test_size" \
-        --seed "$seed" --nj 1 \&\& \
+        --seed "$seed" --nj "$each" \&\& \
         python3 -m espnet_moe.bin.prepare_data --corpus "$corpus" --root "$downloads/$corpus" \
         --language LANGUAGE --out "$datadir/${corpus}_LANGUAGE" \
         --allow_bad_test_audio "$allow_bad_test_audio"

@@ -1,0 +1,83 @@
+"""The mini recipe from corpus to scored table, with a handful of utterances and two training steps."""
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+RECIPE = Path(__file__).resolve().parents[2] / "egs2/mini/moe1"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {n: tmp_path_factory.mktemp(n) for n in ("data", "dump", "exp", "downloads")}
+
+
+def run(folders, *options):
+    words = [f"--{n}dir {folders[n]}" for n in ("data", "dump", "exp")]
+    # One corpus a language keeps it short; both layouts of every language have tests of their own.
+    words += ["--langs", "'te it'", "--sources", "'te:kathbath it:mls'"]
+    made = f"--downloads {folders['downloads']} --size 12 --dev_size 3 --test_size 4"
+    words += ["--local_data_opts", f"'{made}'", "--inference_nj 2"]
+    steps = "--max_epoch 1 --num_iters_per_epoch 2 --batch_size 4 --valid_batch_size 4"
+    words += ["--train_args", f"'{steps}'", *options]
+    began = time.monotonic()
+    done = subprocess.run(
+        ["bash", "-c", f"{RECIPE}/run.sh {' '.join(words)}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout, time.monotonic() - began
+
+
+def results(folders):
+    return json.loads((folders["exp"] / "results.json").read_text())["rows"]
+
+
+def test_from_corpus_to_table(folders):
+    printed, _ = run(folders)
+    rows = results(folders)
+    assert {(r["system"], r["set"], r["language"]) for r in rows} == {
+        (system, f"test_{code}", code) for system in ("baseline", "oracle") for code in ("te", "it")
+    }
+    for row in rows:
+        assert row["utterances"] == 4
+        assert row["words"] == row["cor"] + row["sub"] + row["del"]
+        assert row["wer"] == pytest.approx(
+            100 * (row["sub"] + row["del"] + row["ins"]) / row["words"], abs=0.01
+        )
+        assert row["seconds_audio"] > 4 and row["rtf"] > 0 and row["latency_ms_p50"] > 0
+        assert (row["trainable_params"] > 0) == (row["system"] == "oracle")
+    assert "oracle" in printed and "baseline" in printed
+    assert (
+        "## exp/oracle"
+        in (folders["exp"] / "RESULTS.md").read_text().replace(str(folders["exp"]), "exp")
+        or "oracle" in (folders["exp"] / "RESULTS.md").read_text()
+    )
+
+
+def test_second_run_skips_everything(folders):
+    before = {p: p.stat().st_mtime_ns for p in folders["exp"].rglob("*.pth")}
+    printed, seconds = run(folders)
+    assert seconds < 30
+    assert "not done yet" not in printed and "changed" not in printed
+    assert {p: p.stat().st_mtime_ns for p in folders["exp"].rglob("*.pth")} == before
+    assert "oracle" in printed  # the table is printed all the same
+
+
+def test_decoding_and_scoring_alone(folders):
+    before = results(folders)
+    (folders["exp"] / "oracle/decode_greedy/test_te/text").unlink()
+    printed, _ = run(folders, "--stage 10", "--stop_stage 11")
+    assert "Stage 8" not in printed
+    kept = ("system", "set", "wer", "cer", "sub", "del", "ins")
+    assert [{k: r[k] for k in kept} for r in results(folders)] == [
+        {k: r[k] for k in kept} for r in before
+    ]
