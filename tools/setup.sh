@@ -71,6 +71,7 @@ make_venv() {
 
 install_packages() {
     local uv=("$venv/bin/uv" pip install --python "$venv/bin/python")
+    [ -t 2 ] || uv+=(--quiet) # two hundred lines for nobody
     echo "tools/setup.sh: installing the packages of tools/requirements.lock (some minutes)" >&2
     touch "$unfinished"
     rm -f "$stamp"

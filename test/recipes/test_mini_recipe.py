@@ -1,4 +1,4 @@
-"""The mini recipe from corpus to scored table, with a handful of utterances and two training steps."""
+"""The mini recipe from corpus to scored table, with a handful of utterances and two steps."""
 
 import json
 import os
@@ -56,11 +56,8 @@ def test_from_corpus_to_table(folders):
         assert row["seconds_audio"] > 4 and row["rtf"] > 0 and row["latency_ms_p50"] > 0
         assert (row["trainable_params"] > 0) == (row["system"] == "oracle")
     assert "oracle" in printed and "baseline" in printed
-    assert (
-        "## exp/oracle"
-        in (folders["exp"] / "RESULTS.md").read_text().replace(str(folders["exp"]), "exp")
-        or "oracle" in (folders["exp"] / "RESULTS.md").read_text()
-    )
+    text = (folders["exp"] / "RESULTS.md").read_text()
+    assert "### WER" in text and "### CER" in text and "espnet_moe.bin.decode" in text
 
 
 def test_second_run_skips_everything(folders):
