@@ -35,7 +35,8 @@ def export_experts(args: argparse.Namespace) -> list[Path]:
     model.load_state_dict(torch.load(best, map_location="cpu", weights_only=True))
     facts = {
         "backbone": args.backbone_conf["path"],
-        "tokenizer": type(model.backbone.tokens).__name__,
+        "context": args.backbone_conf["context"],
+        "tokenizer_digest": model.backbone.tokens.digest(),
         "languages": _languages(Path(args.train_dir)),
         "data_digest": sha256(*(Path(args.train_dir) / n for n in ("wav.scp", "text"))),
         "normalizer": NORMALIZER,

@@ -130,7 +130,7 @@ class ESPnetMoEModel(AbsESPnetModel):
         if text.size(1) > room:
             raise ConfigError(
                 f"a transcript has {text.size(1)} tokens, this backbone takes {room}: "
-                "leave such utterances out of training (see text_shape)"
+                "leave such utterances out (the train command line does)"
             )
         valid = torch.arange(text.size(1), device=text.device) < lengths.unsqueeze(1)
         text = text.masked_fill(~valid, end)

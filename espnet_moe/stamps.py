@@ -20,7 +20,7 @@ from typing import Any
 from espnet_moe import __version__
 from espnet_moe.errors import UserError
 
-MAX_HASHED_BYTES = 1 << 20  # larger files are told apart by size and time
+MAX_HASHED_BYTES = 1 << 26  # larger files are told apart by size and time
 AUDIO = {".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav"}
 
 

@@ -23,9 +23,10 @@ from espnet2.utils.types import int_or_none, str2bool, str_or_none
 
 from espnet_moe import phases
 from espnet_moe.backbones.whisper import WhisperOptions
-from espnet_moe.backbones.whisper_loading import load_tokens
+from espnet_moe.backbones.whisper_loading import load_tokens, max_target_length
 from espnet_moe.config import ConfigError, build_options
 from espnet_moe.experts.expert_set import ExpertSet, LoRAOptions
+from espnet_moe.files import atomic
 from espnet_moe.model import PRECISIONS, ESPnetMoEModel
 from espnet_moe.preprocessing import Preprocessor
 from espnet_moe.routing.oracle import OracleRouter
@@ -156,6 +157,8 @@ class MoETask(AbsTask):
             problems.append("--use_amp is set by --precision bf16|fp16: leave it out")
         if problems:
             raise ConfigError("; ".join(problems))
+        for split in ("train", "valid"):
+            _leave_out_long(args, split)
         # Only fp16 needs ESPnet's gradient scaler; the model itself chooses the arithmetic.
         args.use_amp = args.precision == "fp16"
         if args.use_wandb:
@@ -212,6 +215,7 @@ class MoETask(AbsTask):
         specaug_class = specaug_choices.get_class(args.specaug)
         specaug = None if specaug_class is None else specaug_class(**args.specaug_conf)
         args.base_digest = backbone.digest()
+        args.expert_settings = {"experts": list(args.experts), **args.expert_conf}
         experts = ExpertSet(backbone, options, args.experts)
         model = ESPnetMoEModel(
             backbone,
@@ -267,6 +271,37 @@ def _fill_data(args: argparse.Namespace, split: str) -> list[str]:
         setattr(args, f"{split}_data_path_and_name_and_type", data)
         setattr(args, f"{split}_shape_file", [str(Path(stats) / "speech_shape")])
     return problems
+
+
+def _leave_out_long(args: argparse.Namespace, split: str) -> None:
+    """Leave utterances out whose transcript has more tokens than the decoder takes; log them.
+
+    ESPnet reads the utterances that the shape file names: a shorter one is written beside the
+    checkpoints where any is left out.
+    """
+    path = build_options(WhisperOptions, args.backbone_conf, "backbone_conf").path
+    tokens, shapes = load_tokens(path), Path(getattr(args, f"{split}_stats")) / "speech_shape"
+    room = max_target_length(path) - tokens.prompt(tokens.languages[:1]).size(1)
+    with open(Path(getattr(args, f"{split}_dir")) / "text", encoding="utf-8") as lines:
+        texts = (line.rstrip("\n").partition(" ") for line in lines)
+        long = {utt for utt, _, text in texts if len(tokens.encode(text)) > room}
+    if not long:
+        return
+    with open(shapes, encoding="utf-8") as lines:
+        kept = [line for line in lines if line.split(maxsplit=1)[0] not in long]
+    if not kept:
+        raise ConfigError(f"every transcript in {split} has more than {room} tokens")
+    shorter = Path(args.output_dir) / f"{split}_speech_shape"
+    with atomic(shorter) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
+    setattr(args, f"{split}_shape_file", [str(shorter)])
+    logging.warning(
+        "%d utterances of %s are left out: more than %d tokens, e.g. %s",
+        len(long),
+        split,
+        room,
+        ", ".join(sorted(long)[:5]),
+    )
 
 
 def _scheduler_problems(args: argparse.Namespace) -> list[str]:

@@ -28,10 +28,17 @@ from espnet_moe.model import ESPnetMoEModel
 
 @dataclass
 class TrainerOptions(ESPnetTrainerOptions):
-    """ESPnet's, the WER interval (validations between two measurements), and the base's digest."""
+    """ESPnet's, and what a checkpoint must agree with to be resumed.
+
+    Attributes:
+        wer_interval: Validations between two measurements of the WER.
+        base_digest: Of the backbone.
+        expert_settings: Names and options of the experts.
+    """
 
     wer_interval: int | None = None
     base_digest: str | None = None
+    expert_settings: dict[str, Any] | None = None
 
 
 class Trainer(ESPnetTrainer):
@@ -164,6 +171,13 @@ class _Run:
                 f"{self.checkpoint} was trained on another base: give that one as "
                 "--backbone_conf path=…, or another --output_dir"
             )
+        old, new = states["expert_settings"], self.options.expert_settings or {}
+        if changed := sorted(k for k in new if old.get(k) != new[k]):
+            raise ConfigError(
+                f"{self.checkpoint} was trained with other experts: "
+                + "; ".join(f"{k} was {old.get(k)}, is {new[k]}" for k in changed)
+                + "; go on with the old ones, or use another --output_dir"
+            )
         self.model.load_state_dict(states["model"])
         self.reporter.load_state_dict(_with_times(states["reporter"]))
         for optimizer, state in zip(self.optimizers, states["optimizers"], strict=True):
@@ -174,6 +188,9 @@ class _Run:
         if self.scaler is not None and states["scaler"] is not None:
             self.scaler.load_state_dict(states["scaler"])
         logging.info("resumed from %s after epoch %d", self.checkpoint, self.reporter.get_epoch())
+        if self.is_first:
+            # The checkpoint is written before the links: a kill between the two is made good here.
+            self._point(self.reporter.get_epoch())
 
     def _save(self, epoch: int) -> None:
         state = self.model.state_dict()
@@ -184,6 +201,7 @@ class _Run:
                 {
                     "model": state,
                     "base_digest": self.options.base_digest,
+                    "expert_settings": self.options.expert_settings,
                     "reporter": _plain(self.reporter.state_dict()),
                     "optimizers": [o.state_dict() for o in self.optimizers],
                     "schedulers": [None if s is None else s.state_dict() for s in self.schedulers],
@@ -203,6 +221,10 @@ class _Run:
         if self.options.use_wandb:
             self.reporter.wandb_log()
         self._save(epoch)
+        self._point(epoch)
+
+    def _point(self, epoch: int) -> None:
+        """Point to the latest and the best epochs, and remove those that are neither."""
         _link(self.folder / "latest.pth", f"{epoch}epoch.pth")
         keep, nbest = {epoch}, self.options.keep_nbest_models
         count = max(nbest) if isinstance(nbest, list) and nbest else nbest or 1

@@ -4,10 +4,12 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from espnet_moe import task
 from espnet_moe.errors import UserError
 from espnet_moe.model import ESPnetMoEModel
 from espnet_moe.task import MoETask
@@ -272,3 +274,38 @@ def test_wandb_offline_touches_no_network(train_args, tmp_path, monkeypatch):
     import wandb
 
     wandb.finish()
+
+
+def test_other_experts_do_not_go_on_from_a_checkpoint(train_args, tmp_path):
+    MoETask.main(cmd=train_args(tmp_path, "--max_epoch", "1"))
+    before = (tmp_path / "checkpoint.pth").read_bytes()
+    # The same shapes, another scale: the exported expert would be another one.
+    more = ["--max_epoch", "2", "--expert_conf", "alpha=7.0"]
+    with pytest.raises(UserError, match="other experts: alpha was .*, is 7"):
+        MoETask.main(cmd=train_args(tmp_path, *more))
+    assert (tmp_path / "checkpoint.pth").read_bytes() == before
+
+
+def test_links_lost_with_a_kill_come_back(train_args, tmp_path):
+    MoETask.main(cmd=train_args(tmp_path, "--max_epoch", "2", "--keep_nbest_models", "9"))
+    links = {p.name: os.readlink(p) for p in tmp_path.iterdir() if p.is_symlink()}
+    for name in links:
+        (tmp_path / name).unlink()
+    MoETask.main(cmd=train_args(tmp_path, "--max_epoch", "2", "--keep_nbest_models", "9"))
+    assert {p.name: os.readlink(p) for p in tmp_path.iterdir() if p.is_symlink()} == links
+
+
+def test_too_long_transcripts_are_left_out(train_args, tmp_path, monkeypatch, caplog):
+    arguments = train_args(tmp_path, "--max_epoch", "1")
+    args = MoETask.get_parser().parse_args(arguments)
+    lines = Path(args.train_dir, "text").read_text(encoding="utf-8").splitlines()
+    text = dict(line.split(" ", 1) for line in lines)
+    tokens = task.load_tokens(args.backbone_conf["path"])
+    counts = {utt: len(tokens.encode(words)) for utt, words in text.items()}
+    room = sorted(counts.values())[-2] if len(set(counts.values())) > 1 else max(counts.values())
+    monkeypatch.setattr(task, "max_target_length", lambda path: room + 4)
+    MoETask.complete(args)
+    shapes = Path(args.train_shape_file[0]).read_text(encoding="utf-8").splitlines()
+    kept = {line.split()[0] for line in shapes}
+    assert kept == {utt for utt, count in counts.items() if count <= room}
+    assert ("are left out" in caplog.text) == (len(kept) < len(counts))

@@ -6,6 +6,7 @@ import os
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -65,13 +66,16 @@ def load_whisper(path: str) -> tuple[WhisperForConditionalGeneration, WhisperTok
         raise UserError(
             f"backbone '{path}' lacks {len(lost)} weights, e.g. {lost[0]}: copy or convert it again"
         )
-    return model, load_tokens(path)
+    rules = model.generation_config
+    tokenizer = load_tokens(path).tokenizer
+    first = rules.begin_suppress_tokens or ()
+    return model, WhisperTokens(tokenizer, rules.suppress_tokens or (), first)
 
 
 def load_tokens(path: str) -> WhisperTokens:
     """Load the tokenizer alone; what :func:`load_whisper` takes, and its errors."""
     if Path(path).is_file():
-        return load_openai(Path(path))[1]
+        return WhisperTokens(openai_tokenizer(_read_openai(Path(path))["dims"]["n_vocab"]))
     _require_folder_or_hub_name(path)
     try:
         tokens = WhisperTokens(WhisperTokenizer.from_pretrained(path))
@@ -81,6 +85,34 @@ def load_tokens(path: str) -> WhisperTokens:
     except (OSError, ValueError) as error:
         raise UserError(f"the tokenizer of '{path}' could not be loaded: {error}") from error
     return tokens
+
+
+def max_target_length(path: str) -> int:
+    """Longest token sequence of a model, prompt included, without loading its weights."""
+    if Path(path).is_file():
+        return int(_read_openai(Path(path))["dims"]["n_text_ctx"])
+    _require_folder_or_hub_name(path)
+    try:
+        return int(WhisperConfig.from_pretrained(path).max_target_positions)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the configuration of '{path}' could not be loaded: {error}") from error
+
+
+def _read_openai(path: Path) -> dict[str, Any]:
+    """``{"dims", "model_state_dict"}`` of a multilingual checkpoint; weights stay on disk."""
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        vocabulary, _ = saved["dims"]["n_vocab"], saved["model_state_dict"]
+    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
+        raise UserError(
+            f"{path} is not an openai-whisper checkpoint (dims and model_state_dict): {error}"
+        ) from error
+    if vocabulary < MULTILINGUAL_VOCABULARY:
+        raise UserError(
+            f"{path} is one of Whisper's English-only models (vocabulary {vocabulary}): "
+            "take a multilingual one, without .en in its name"
+        )
+    return saved
 
 
 def _require_folder_or_hub_name(path: str) -> None:
@@ -112,18 +144,8 @@ def load_openai(path: Path) -> tuple[WhisperForConditionalGeneration, WhisperTok
     Raises:
         UserError: Where the file is no such checkpoint, or the vocabulary is missing.
     """
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        dims, weights = saved["dims"], saved["model_state_dict"]
-    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
-        raise UserError(
-            f"{path} is not an openai-whisper checkpoint (dims and model_state_dict): {error}"
-        ) from error
-    if dims["n_vocab"] < MULTILINGUAL_VOCABULARY:
-        raise UserError(
-            f"{path} is one of Whisper's English-only models (vocabulary {dims['n_vocab']}): "
-            "take a multilingual one, without .en in its name"
-        )
+    saved = _read_openai(path)
+    dims, weights = saved["dims"], saved["model_state_dict"]
     config = WhisperConfig(
         vocab_size=dims["n_vocab"],
         num_mel_bins=dims["n_mels"],

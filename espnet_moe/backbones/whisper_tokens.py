@@ -6,6 +6,8 @@ broke language choice again and again (huggingface/transformers 21937, 37172, 38
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +27,19 @@ class WhisperTokens:
 
     Args:
         tokenizer: transformers' tokenizer of the model.
-        end_id: Id of ``<|endoftext|>`` where the model's configuration and tokenizer could differ.
+        suppress: Further ids that the model's generation config never lets it say (Whisper's are
+            those of what is no speech: brackets, notes, …).
+        suppress_first: Ids that it does not let a transcript begin with.
     """
 
-    def __init__(self, tokenizer: WhisperTokenizer) -> None:
+    def __init__(
+        self,
+        tokenizer: WhisperTokenizer,
+        suppress: Sequence[int] = (),
+        suppress_first: Sequence[int] = (),
+    ) -> None:
         self.tokenizer = tokenizer
+        self._suppress, self._suppress_first = suppress, suppress_first
 
     @cached_property
     def end_id(self) -> int:
@@ -88,8 +98,23 @@ class WhisperTokens:
 
     @cached_property
     def suppressed(self) -> tuple[int, ...]:
-        """Ids with no place in a transcript without timestamps: all special ones but the end."""
-        return tuple(range(self.end_id + 1, len(self.tokenizer)))
+        """Ids with no place in a transcript without timestamps.
+
+        All special ones but the end, and what the model's generation config rules out.
+        """
+        size = len(self.tokenizer)
+        own = {i for i in self._suppress if 0 <= i < size and i != self.end_id}
+        return tuple(sorted(own | set(range(self.end_id + 1, size))))
+
+    @cached_property
+    def suppressed_first(self) -> tuple[int, ...]:
+        """Ids that no transcript begins with, by the model's generation config."""
+        return tuple(i for i in self._suppress_first if 0 <= i < len(self.tokenizer))
+
+    def digest(self) -> str:
+        """SHA-256 over all tokens and their ids: experts trained with other ids say other words."""
+        vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
+        return hashlib.sha256(vocabulary.encode()).hexdigest()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the tokenizer's files."""

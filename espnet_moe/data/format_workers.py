@@ -135,6 +135,9 @@ def format_file(job: Job) -> Outcome:
         samples = load_audio(job.source)
     except AudioError as error:
         return Outcome(problem=str(error))
+    except Exception as error:
+        # A library's own surprise at one file must not end a stage of a hundred thousand.
+        return Outcome(problem=f"{job.source}: {type(error).__name__}: {error}")
     if job.trim is not None:
         samples = trim_silence(samples, *job.trim)
     seconds = len(samples) / SAMPLE_RATE

@@ -121,7 +121,7 @@ class Decoder:
         ):
             raise ConfigError(
                 f"no expert for language(s) {', '.join(missing)}; "
-                f"--experts names: {' '.join(self.experts.names)}"
+                f"experts: {' '.join(self.experts.names)}"
             )
 
     def _gates(self, languages: Sequence[str], device: torch.device) -> Gates | None:

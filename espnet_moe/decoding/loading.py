@@ -9,7 +9,7 @@ import yaml
 from espnet_moe.backbones.whisper import WhisperBackbone
 from espnet_moe.config import ConfigError, build_options
 from espnet_moe.decoding.decoder import SYSTEMS, DecodeOptions, Decoder
-from espnet_moe.experts.expert_files import load_experts
+from espnet_moe.experts.expert_files import load_experts, read_manifest
 
 
 def parse_experts(system: str, pairs: Sequence[str]) -> dict[str, str]:
@@ -62,8 +62,22 @@ def load_decoder(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     place = _device(device)
     model = WhisperBackbone.from_pretrained(backbone, context)
+    _require_same_setting(model, experts)
     found = load_experts(model, experts) if experts else None
     return Decoder(model.to(place), found, options)
+
+
+def _require_same_setting(model: WhisperBackbone, experts: Mapping[str, str]) -> None:
+    """Refuse experts that were trained with another tokenizer or context than this decode has."""
+    problems, digest = [], model.tokens.digest()
+    for name, folder in experts.items():
+        manifest = read_manifest(folder)
+        if manifest.get("context", model.context) != model.context:
+            problems.append(f"'{name}' was trained with --context {manifest['context']}")
+        if manifest.get("tokenizer_digest", digest) != digest:
+            problems.append(f"'{name}' was trained with another tokenizer")
+    if problems:
+        raise ConfigError(f"{'; '.join(problems)}; this decode has --context {model.context}")
 
 
 def _device(name: str) -> torch.device:

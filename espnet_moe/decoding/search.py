@@ -1,7 +1,7 @@
 """Greedy and beam search over a batch of utterances, each row with its own prompt and experts.
 
-Rows are independent: what an utterance gets does not depend on the batch that it is in. Finished
-utterances leave the batch, so that a long one does not make the short ones be computed on.
+Rows are independent: to rounding, what an utterance gets does not depend on the batch it is in.
+Finished utterances leave the batch, so that a long one does not make the short ones wait.
 """
 
 from collections.abc import Sequence
@@ -138,6 +138,9 @@ class _Search:
         self.running = list(range(batch))
         self.done: list[Hypothesis | None] = [None] * batch
         self.banned = torch.tensor(backbone.tokens.suppressed, device=self.device)
+        self.banned_first = torch.tensor(
+            backbone.tokens.suppressed_first, device=self.device, dtype=torch.long
+        )
         with use_gates(gates):
             self.state = backbone.start(encoded, self.beams, prompts.size(1) + limit)
         self.next = prompts.to(self.device).index_select(0, rows)
@@ -146,7 +149,10 @@ class _Search:
         """Of the next token, ``(rows, vocabulary)`` in fp32, special tokens ruled out."""
         with use_gates(self.row_gates):
             logits = self.backbone.step(self.next, self.state).float()
-        return logits.index_fill(1, self.banned, -torch.inf).log_softmax(-1)
+        logits = logits.index_fill(1, self.banned, -torch.inf)
+        if self.next.size(1) > 1:  # the prompt: what comes is the first token
+            logits = logits.index_fill(1, self.banned_first, -torch.inf)
+        return logits.log_softmax(-1)
 
     def keep(self, slots: list[int]) -> None:
         """Go on with the utterances at ``slots`` of the running ones; the others leave."""

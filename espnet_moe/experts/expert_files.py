@@ -138,8 +138,9 @@ def read_weights(folder: str | Path, manifest: Mapping[str, Any]) -> dict[str, t
         raise ExpertError(
             f"{path} is truncated or no safetensors file ({error}): copy or train the expert again"
         ) from error
-    if sha256(path) != manifest["sha256"].get(WEIGHTS):
-        raise ExpertError(f"{path} is not the file that {MANIFEST} describes (SHA-256 differs)")
+    for part in (path, path.with_name(CONFIG)):
+        if sha256(part) != manifest["sha256"].get(part.name):
+            raise ExpertError(f"{part} is not the file that {MANIFEST} describes (SHA-256 differs)")
     return {k.removeprefix(_PREFIX).removesuffix(".weight"): v for k, v in tensors.items()}
 
 

@@ -226,3 +226,23 @@ def test_decoder_in_memory(make_backbone, speak):
     alone = decoder(rows[1:], ["it"])
     assert found[1].hypothesis.tokens == alone[0].hypothesis.tokens
     assert found[1].text == alone[0].text and all(f.latency > 0 for f in found)
+
+
+def test_a_single_expert_is_for_its_own_language_only(tiny_folder, sets, experts, tmp_path):
+    oracle = ["--system", "oracle", "--device", "cpu", "--experts", experts[0]]
+    with pytest.raises(ValueError, match=r"no expert for language\(s\) it, pa; experts: hi"):
+        run(tiny_folder, sets, tmp_path / "out", *oracle)
+    assert not (tmp_path / "out").exists()
+
+
+def test_experts_of_another_context_or_tokenizer(tiny_folder, sets, experts, tmp_path):
+    manifest = tmp_path / "experts" / "hi" / "expert.json"
+    content = json.loads(manifest.read_text())
+    oracle = ["--system", "oracle", "--device", "cpu", "--experts", *experts]
+    for key, value, message in (
+        ("context", "padded", "'hi' was trained with --context padded.*decode has --context var"),
+        ("tokenizer_digest", "0" * 64, "'hi' was trained with another tokenizer"),
+    ):
+        manifest.write_text(json.dumps({**content, key: value}))
+        with pytest.raises(ValueError, match=message):
+            run(tiny_folder, sets, tmp_path / "out", *oracle)

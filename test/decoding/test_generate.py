@@ -54,8 +54,8 @@ def generate(base, codes, **inputs):
     out = GenerationMixin.generate(
         base.hf,
         decoder_input_ids=base.tokens.prompt(codes),
+        # Without its timestamp rules, the only thing to tell it is what is no transcript.
         suppress_tokens=list(base.tokens.suppressed),
-        begin_suppress_tokens=None,
         max_new_tokens=100,
         do_sample=False,
         num_beams=1,

@@ -27,13 +27,17 @@ class TableState:
         pass
 
 
+def _rules(words):
+    return {"end_id": 0, "suppressed": (words + 1, words + 2), "suppressed_first": ()}
+
+
 class TableModel:
     """Token 0 ends; the last two tokens are special and must never be chosen."""
 
     def __init__(self, words, limit, seed, sharpness=1.5):
         self.vocabulary, self.seed, self.sharpness = words + 3, seed, sharpness
         self.max_target_length = limit + 1
-        self.tokens = type("Tokens", (), {"end_id": 0, "suppressed": (words + 1, words + 2)})()
+        self.tokens = type("Tokens", (), _rules(words))()
 
     def logits(self, history, utterance):
         key = hash((tuple(history), utterance, self.seed)) % 2**31

@@ -37,6 +37,7 @@ max_wav_duration=30             # seconds; longer utterances are left out
 allow_bad_test_audio=false      # leave bad audio out of test sets, instead of an error
 ## Experts
 backbone=                       # folder, .pt file or hub name of a Whisper model
+context=variable                # encoder input: variable (its own length) or padded (30 s)
 train_config=conf/train_expert.yaml # configuration of the training
 train_args=                     # further options of the training, e.g. "--max_epoch 4"
 experts_tag=expert              # an expert is in exp/<experts_tag>_<language>
@@ -52,13 +53,23 @@ cd "$(dirname "$0")"
 STAGES="1 2 3 4 8 10 11"
 
 check_options() {
-    local problems=() number lang
+    local problems=() number lang name
     for number in "$stage" "$stop_stage" $skip_stages; do
         [[ $number =~ ^[0-9]+$ ]] || problems+=("stage '$number' is not a number; there are $STAGES")
     done
     [[ $ngpu =~ ^([0-9]+|auto)$ ]] || problems+=("--ngpu is a number or auto, not '$ngpu'")
     [[ $fs =~ ^(16k|16000)$ ]] || problems+=("--fs is 16k for every backbone, not '$fs'")
     [ -n "$langs" ] || problems+=("--langs names no language")
+    for number in nj inference_nj; do
+        [[ ${!number} =~ ^[1-9][0-9]*$ ]] || problems+=("--$number is at least 1, not '${!number}'")
+    done
+    for name in $systems; do
+        [[ $name =~ ^(baseline|oracle)$ ]] || problems+=("--systems: '$name' is neither baseline nor oracle")
+    done
+    [[ $context =~ ^(variable|padded)$ ]] || problems+=("--context is variable or padded, not '$context'")
+    for name in "$train_config" "$inference_config"; do
+        [ -f "$name" ] || problems+=("the configuration $name does not exist")
+    done
     for lang in $langs; do
         [ -n "$(corpora_of "$lang")" ] || problems+=("--sources names no corpus for $lang")
     done
@@ -77,6 +88,15 @@ check_options() {
     complain "${problems[@]}"
 }
 
+# name_of SYSTEM: the folder of its results; other experts than the usual ones have their own.
+name_of() {
+    if [ "$1" = baseline ] || [ "$experts_tag" = expert ]; then
+        echo "$1"
+    else
+        echo "$1_$experts_tag"
+    fi
+}
+
 check_options
 log "$command_line"
 . ./path.sh
@@ -90,7 +110,9 @@ inference_tag=${inference_tag:-$(basename "$inference_config" .yaml)}
 backbone_files=()
 [ ! -e "$backbone" ] || backbone_files=("$backbone")
 has_gpu=false
-if [ -n "${CUDA_VISIBLE_DEVICES-all}" ] && nvidia-smi -L 2>/dev/null | grep -q ^GPU; then
+# A GPU counts where torch sees it; without a driver there is no need to ask.
+if [ -n "${CUDA_VISIBLE_DEVICES-all}" ] && nvidia-smi -L 2>/dev/null | grep -q ^GPU &&
+    [ "$($python -c 'import torch; print(torch.cuda.device_count())')" -gt 0 ]; then
     has_gpu=true
 fi
 [ "$ngpu" != auto ] || ngpu=$([ $has_gpu = true ] && echo 1 || echo 0)
@@ -99,7 +121,7 @@ if wanted 1; then
     log "Stage 1: corpora to data dirs in $datadir"
     made=()
     for lang in $langs; do made+=($(splits_of "$lang" "$datadir" train dev test)); done
-    if to_do "$datadir/.done/stage1.json" --inputs local/data.sh --outputs "${made[@]}" \
+    if to_do "$datadir/.done/stage1.json" --inputs local/data.sh --outputs "${made[@]/%//wav.scp}" \
         --options "sources=$sources" "opts=$local_data_opts" "bad=$allow_bad_test_audio"; then
         local/data.sh --datadir "$datadir" --sources "$sources" --nj "$nj" \
             --allow_bad_test_audio "$allow_bad_test_audio" $local_data_opts
@@ -157,22 +179,26 @@ if wanted 8; then
     for lang in $langs; do
         folder=$expdir/${experts_tag}_$lang
         if to_do "$expdir/.done/stage8_${experts_tag}_$lang.json" --inputs "$train_config" \
-            "${backbone_files[@]}" "$raw"/{train,dev}"_$lang" --options "$backbone" \
-            "args=$train_args" --outputs "$folder/expert/expert.json"; then
+            "${backbone_files[@]}" "$raw"/{train,dev}"_$lang" "$expdir/stats"/{train,dev}"_$lang" \
+            --options "$backbone" "context=$context" "args=$train_args" --outputs "$folder/expert/expert.json"; then
             pending+=("$lang")
             # An interrupted training goes on; one with other options or data starts anew.
-            if [ "$begun" = false ] && [ -e "$folder" ]; then
+            # What was finished is kept aside, what never was is not worth it.
+            if [ "$begun" = false ] && [ -e "$folder/expert/expert.json" ]; then
                 rm -rf "$folder.old"
                 mv "$folder" "$folder.old"
+            elif [ "$begun" = false ]; then
+                rm -rf "$folder"
             fi
         fi
     done
+    several_gpus=$([ "$ngpu" -le 1 ] || echo "--multiprocessing_distributed true")
     if [ ${#pending[@]} -gt 0 ]; then
         $cuda_cmd --gpu "$ngpu" EXPERT="$(IFS=, && echo "${pending[*]}")" \
             "$expdir/${experts_tag}_EXPERT/train.log" \
             $python -m espnet_moe.bin.train --config "$train_config" --phase expert \
             --experts EXPERT --backbone whisper --backbone_conf "path=$backbone" \
-            --train_dir "$raw/train_EXPERT" --train_stats "$expdir/stats/train_EXPERT" \
+            --backbone_conf "context=$context" $several_gpus --train_dir "$raw/train_EXPERT" --train_stats "$expdir/stats/train_EXPERT" \
             --valid_dir "$raw/dev_EXPERT" --valid_stats "$expdir/stats/dev_EXPERT" \
             --ngpu "$ngpu" --output_dir "$expdir/${experts_tag}_EXPERT" $train_args \&\& \
             $python -m espnet_moe.bin.stage commit \
@@ -185,8 +211,8 @@ if wanted 10; then
     gpus=$([ $has_gpu = true ] && [ "$gpu_inference" = true ] && echo 1 || echo 0)
     sets=($(printf "$raw/%s " $test_sets))
     for system in $systems; do
-        out=$expdir/$system/$inference_tag
-        stamp=$expdir/.done/stage10_${system}_$inference_tag.json
+        out=$expdir/$(name_of "$system")/$inference_tag
+        stamp=$expdir/.done/stage10_$(name_of "$system")_${inference_tag}_$(tr ' ' + <<<"${test_sets% }").json
         texts=($(printf "$out/%s/text " $test_sets))
         experts=()
         if [ "$system" != baseline ]; then
@@ -194,10 +220,12 @@ if wanted 10; then
             for lang in $langs; do experts+=("$lang=$expdir/${experts_tag}_$lang/expert"); done
         fi
         if to_do "$stamp" --inputs "$inference_config" "${backbone_files[@]}" "${sets[@]}" \
-            $(printf '%s\n' "${experts[@]:1}" | cut -d = -f 2) --options "$backbone" --outputs "${texts[@]}"; then
-            rm -rf "$out" # no share of an earlier run with more jobs may stay
+            $(printf '%s\n' "${experts[@]:1}" | cut -d = -f 2) --options "$backbone" \
+            "context=$context" --outputs "${texts[@]}"; then
+            # No share of an earlier run with more jobs may stay; other sets' results do.
+            rm -rf "$out/logdir" $(printf "$out/%s " $test_sets)
             $decode_cmd --gpu "$gpus" JOB=1:"$inference_nj" "$out/logdir/decode.JOB.log" \
-                $python -m espnet_moe.bin.decode --backbone "$backbone" --system "$system" \
+                $python -m espnet_moe.bin.decode --backbone "$backbone" --context "$context" --system "$system" \
                 "${experts[@]}" --data "${sets[@]}" --config "$inference_config" \
                 --out "$out" --job JOB --num_jobs "$inference_nj"
             for set in $test_sets; do
@@ -216,14 +244,17 @@ if wanted 11; then
     log "Stage 11: scores in $expdir/results.json and $expdir/RESULTS.md"
     sets=($(printf "$raw/%s " $test_sets))
     texts=()
+    names=()
     for system in $systems; do
-        texts+=("$expdir/$system/$inference_tag/logdir")
-        texts+=($(printf "$expdir/$system/$inference_tag/%s/text " $test_sets))
+        name=$(name_of "$system")
+        names+=("$name")
+        texts+=("$expdir/$name/$inference_tag/logdir")
+        texts+=($(printf "$expdir/$name/$inference_tag/%s/text " $test_sets))
     done
     if to_do "$expdir/.done/stage11.json" --inputs "${texts[@]}" "${sets[@]}" \
         --outputs "$expdir"/{results.json,RESULTS.md,summary.txt}; then
         $train_cmd "$logs/score.log" $python -m espnet_moe.bin.score --exp "$expdir" \
-            --data "$raw" --test_sets $test_sets --systems $systems \
+            --data "$raw" --test_sets $test_sets --systems "${names[@]}" \
             --inference_tag "$inference_tag" \> "$expdir/summary.txt"
         finish "$expdir/.done/stage11.json"
     fi

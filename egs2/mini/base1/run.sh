@@ -8,6 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 steps=4600        # optimiser steps
 batch_size=32     # utterances a step
 num_workers=1     # processes that make speech
+eval_steps=500    # steps between validations, which write the checkpoint
 expdir=exp        # checkpoints and log
 export_dir=whisper_mini  # the finished base, a transformers folder in fp16
 
@@ -18,5 +19,6 @@ export OMP_NUM_THREADS
 
 python local/pretrain.py \
     --output_dir "${expdir}" --export_dir "${export_dir}" \
-    --steps "${steps}" --batch_size "${batch_size}" --num_workers "${num_workers}"
+    --steps "${steps}" --batch_size "${batch_size}" --num_workers "${num_workers}" \
+    --eval_steps "${eval_steps}"
 cp "${expdir}/train.log" "${export_dir}/train.log"

@@ -109,6 +109,7 @@ def build_model(tokenizer: WhisperTokenizer) -> WhisperBackbone:
         eos_token_id=tokens.end_id,
         pad_token_id=tokens.end_id,
         decoder_start_token_id=tokens.end_id + 1,
+        begin_suppress_tokens=None,
     )
     return WhisperBackbone(WhisperForConditionalGeneration(config), tokens)
 
