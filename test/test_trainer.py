@@ -158,7 +158,7 @@ def test_other_experts_than_the_checkpoint_has(uninterrupted, train_args, tmp_pa
     MoETask.main(cmd=train_args(tmp_path, "--max_epoch", "1"))
     with pytest.raises(UserError, match="other experts: rank was 4, is 8"):
         MoETask.main(cmd=train_args(tmp_path, "--max_epoch", "2", "--expert_conf", "rank=8"))
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match="other experts: where was both, is encoder"):
         more = ["--max_epoch", "2", "--expert_conf", "where=encoder"]
         MoETask.main(cmd=train_args(tmp_path, *more))
 
