@@ -13,7 +13,7 @@ import soxr
 from espnet_moe.data.utterance import SAMPLE_RATE, Seconds
 from espnet_moe.errors import UserError
 
-__all__ = ["SAMPLE_RATE", "AudioError", "load_audio", "trim_silence"]
+__all__ = ["SAMPLE_RATE", "AudioError", "load_audio", "speech_bounds", "trim_silence"]
 
 Samples = npt.NDArray[np.float32]
 
@@ -75,7 +75,13 @@ def load_audio(path: str | Path) -> Samples:
 
 
 def trim_silence(x: Samples, threshold_db: float = 40.0, margin: Seconds = 0.1) -> Samples:
-    """Cut leading and trailing silence.
+    """Cut leading and trailing silence; see ``speech_bounds``."""
+    start, end = speech_bounds(x, threshold_db, margin)
+    return x[start:end]
+
+
+def speech_bounds(x: Samples, threshold_db: float = 40.0, margin: Seconds = 0.1) -> tuple[int, int]:
+    """Find where leading silence ends and trailing silence begins.
 
     Args:
         x: Samples, (samples,), at 16 kHz.
@@ -83,24 +89,24 @@ def trim_silence(x: Samples, threshold_db: float = 40.0, margin: Seconds = 0.1) 
         margin: Seconds of silence left at either end.
 
     Returns:
-        A part of ``x``; all of it where it is silent throughout.
+        First sample to keep, and the one after the last; all where it is silent throughout.
     """
     hop = int(_TRIM_HOP * SAMPLE_RATE)
     count = len(x) // hop
     if count == 0:
-        return x
+        return 0, len(x)
     # A constant offset is no sound.
     power = np.square(x[: count * hop] - x.mean(), dtype=np.float64).reshape(count, hop).mean(1)
     # Averaged over three hops, so that a single click neither sets the level nor ends the silence.
     power = np.convolve(power, np.full(_TRIM_FRAME_HOPS, 1 / _TRIM_FRAME_HOPS), mode="same")
     if power.max() <= 0:
-        return x
+        return 0, len(x)
     loud = np.flatnonzero(power >= power.max() * 10 ** (-threshold_db / 10))
     edge = int(margin * SAMPLE_RATE)
     start = max(0, int(loud[0]) * hop - edge)
     # The samples past the last whole hop are kept with it.
     end = len(x) if loud[-1] == count - 1 else min(len(x), (int(loud[-1]) + 1) * hop + edge)
-    return x[start:end]
+    return start, end
 
 
 def _decode(path: Path) -> tuple[Samples, int]:

@@ -4,7 +4,14 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from espnet_moe.data.datadir import DataDir, DataDirError, load_datadir, write_datadir
+from espnet_moe.data.datadir import (
+    DataDir,
+    DataDirError,
+    load_datadir,
+    validate_datadir,
+    write_datadir,
+)
+from espnet_moe.data.extras import join_extras
 from espnet_moe.data.files import listed
 
 
@@ -20,7 +27,8 @@ def combine_datadirs(sources: Sequence[str | Path], target: str | Path) -> DataD
 
     Raises:
         DataDirError: When there is no source, one cannot be read, formatted and unformatted ones
-            are mixed, or an utterance id is in more than one.
+            are mixed, an utterance id is in more than one, some have utt2experts and others have
+            none, or what was written is not valid (audio that is gone, for one).
     """
     if not sources:
         raise DataDirError("no data directory to combine is given")
@@ -34,6 +42,7 @@ def combine_datadirs(sources: Sequence[str | Path], target: str | Path) -> DataD
             f"{len(repeated)} utterance ids are in more than one of "
             f"{', '.join(map(str, sources))}; give each set once:\n  {listed(sorted(repeated))}"
         )
+    extras = join_extras([(part, [utt.utt_id for utt in part.utterances]) for part in parts])
     combined = DataDir(
         utterances=tuple(utt for part in parts for utt in part.utterances),
         num_samples={key: value for part in parts for key, value in part.num_samples.items()},
@@ -42,6 +51,7 @@ def combine_datadirs(sources: Sequence[str | Path], target: str | Path) -> DataD
         skipped={
             key: value for part in parts for key, value in part.skipped.items() if key not in counts
         },
+        **vars(extras),
     )
     write_datadir(
         target,
@@ -49,7 +59,9 @@ def combine_datadirs(sources: Sequence[str | Path], target: str | Path) -> DataD
         num_samples=combined.num_samples,
         raw_text=combined.raw_text,
         skipped=combined.skipped,
+        extras=combined,
     )
+    validate_datadir(target)
     return combined
 
 

@@ -8,6 +8,7 @@
       utt2dur        utt_id seconds          (when known for every utterance)
       utt2num_samples, text.raw              (after formatting)
       skipped.tsv    utt_id<TAB>reason       (utterances lost on the way, if any)
+      text.alt words.ctm utt2segments utt2experts utt2weight     (see ``espnet_moe.data.extras``)
 
 Lines are sorted as ``LC_ALL=C sort`` does.
 """
@@ -18,6 +19,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from espnet_moe.data.extras import (
+    EXTRA_FILES,
+    Extras,
+    extras_problems,
+    read_extras,
+    write_extras,
+)
 from espnet_moe.data.files import (
     DataDirError,
     file_sizes,
@@ -32,12 +40,13 @@ from espnet_moe.data.utterance import SAMPLE_RATE, Utterance, split_of
 __all__ = ["DataDir", "DataDirError", "read_datadir", "validate_datadir", "write_datadir"]
 
 _REQUIRED = ("wav.scp", "text", "utt2spk", "utt2lang")
-_OPTIONAL = ("utt2gender", "utt2dur", "utt2num_samples", "text.raw", "skipped.tsv")
+_SORTED = ("utt2gender", "utt2dur", "utt2num_samples", "text.raw")
+_OPTIONAL = (*_SORTED, "skipped.tsv")
 
 
 @dataclass(frozen=True)
-class DataDir:
-    """All that a data directory holds.
+class DataDir(Extras):
+    """All that a data directory holds; the optional files' attributes are those of ``Extras``.
 
     Attributes:
         utterances: In the byte order of their ids.
@@ -59,6 +68,7 @@ def write_datadir(
     num_samples: Mapping[str, int] | None = None,
     raw_text: Mapping[str, str] | None = None,
     skipped: Mapping[str, str] | None = None,
+    extras: Extras | None = None,
 ) -> None:
     """Write a data directory, each file atomically; files of an earlier one go or are replaced.
 
@@ -68,10 +78,13 @@ def write_datadir(
         num_samples: Samples at 16 kHz by utterance id, once the audio is formatted.
         raw_text: Transcripts before normalisation, by utterance id.
         skipped: Reason by id of each utterance left out.
+        extras: What the optional files say, such as a whole ``DataDir``; of it the utterances
+            written here.
 
     Raises:
         DataDirError: When an id repeats or holds white space, an id does not begin with its
-            speaker's, or a text or path holds a line break; everything wrong is listed.
+            speaker's, a text or path holds a line break, or the extras are not as
+            ``write_extras`` asks; everything wrong is listed.
     """
     path = Path(path)
     ordered = sorted(utterances, key=lambda utt: utt.utt_id.encode())
@@ -91,6 +104,7 @@ def write_datadir(
     if len(tables["utt2dur"]) < len(ordered):
         tables["utt2dur"] = {}
     path.mkdir(parents=True, exist_ok=True)
+    write_extras(path, extras or Extras(), tables["wav.scp"])
     for name, table in tables.items():
         if table or name not in _OPTIONAL:
             write_table(path / name, table)
@@ -138,6 +152,7 @@ def load_datadir(path: str | Path) -> DataDir:
             problems += _id_problems(name, ids, tables[name].keys())
     num_samples = _numbers(tables["utt2num_samples"], path / "utt2num_samples", int, problems)
     durations = _numbers(tables["utt2dur"], path / "utt2dur", float, problems)
+    extras = read_extras(path, ids, problems)
     for key, value in tables["utt2gender"].items():
         if value not in ("m", "f"):
             problems.append(f"utt2gender: {key} has gender '{value}'; legal are m and f")
@@ -157,7 +172,9 @@ def load_datadir(path: str | Path) -> DataDir:
         )
         for key in sorted(ids, key=str.encode)
     )
-    return DataDir(utterances, num_samples, tables["text.raw"], tables["skipped.tsv"])
+    return DataDir(
+        utterances, num_samples, tables["text.raw"], tables["skipped.tsv"], **vars(extras)
+    )
 
 
 def validate_datadir(path: str | Path, check_audio: bool = False) -> None:
@@ -170,13 +187,14 @@ def validate_datadir(path: str | Path, check_audio: bool = False) -> None:
     Raises:
         DataDirError: Listing everything wrong: ids that repeat, differ between files or are not
             sorted, a speaker map that does not match, unknown languages, durations that are not
-            positive, missing, empty or (with ``check_audio``) undecodable audio.
+            positive, words or segments that do not fit text and audio, missing, empty or (with
+            ``check_audio``) undecodable audio.
     """
     path = Path(path)
     data = load_datadir(path)
     utterances = data.utterances
     problems = _utterance_problems(utterances)
-    for name in (*_REQUIRED, "spk2utt", "utt2gender", "utt2dur", "utt2num_samples", "text.raw"):
+    for name in (*_REQUIRED, "spk2utt", *_SORTED, *EXTRA_FILES):
         if name == "spk2utt" and not (path / name).is_file():
             problems.append("spk2utt is missing")
         elif (path / name).is_file():
@@ -187,11 +205,21 @@ def validate_datadir(path: str | Path, check_audio: bool = False) -> None:
         written = _read_table(path / "spk2utt", problems)
         if written != _speaker_table(utterances):
             problems.append("spk2utt does not match utt2spk; make it again from utt2spk")
-    for language in sorted({utt.language for utt in utterances} - set(LANGUAGES)):
-        problems.append(f"utt2lang: unknown language '{language}'; legal: {', '.join(LANGUAGES)}")
+    spoken = {segment.language for parts in data.segments.values() for segment in parts}
+    for name, languages in {
+        "utt2lang": {utt.language for utt in utterances},
+        "utt2segments": spoken,
+    }.items():
+        for language in sorted(languages - set(LANGUAGES)):
+            legal = ", ".join(LANGUAGES)
+            problems.append(f"{name}: unknown language '{language}'; legal: {legal}")
     for utt in utterances:
         if utt.duration is not None and not (0 < utt.duration < math.inf):
             problems.append(f"{utt.utt_id} has a duration of {utt.duration} s")
+    # Before formatting, text is not what words are compared with, nor durations exact.
+    texts = {utt.utt_id: utt.text for utt in utterances} if data.num_samples else {}
+    seconds = {key: count / SAMPLE_RATE for key, count in data.num_samples.items()}
+    problems += extras_problems(data, texts, seconds)
     problems += _audio_problems(utterances, check_audio)
     if not utterances:
         problems.append("it holds no utterance")

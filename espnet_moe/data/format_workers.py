@@ -23,7 +23,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from espnet_moe.data.audio import AudioError, Samples, load_audio, trim_silence
+from espnet_moe.data.audio import AudioError, Samples, load_audio, speech_bounds
 from espnet_moe.data.files import write_bytes, write_text
 from espnet_moe.data.utterance import SAMPLE_RATE, Seconds
 
@@ -65,11 +65,13 @@ class Outcome:
         samples: Length of the formatted audio; 0 where it is bad.
         size: Bytes of the formatted file.
         problem: Why it is bad; empty where it is good.
+        cut: Samples cut at the beginning; ``None`` where an earlier version did not note it.
     """
 
     samples: int = 0
     size: int = 0
     problem: str = ""
+    cut: int | None = 0
 
 
 def run_jobs(jobs: Sequence[Job], folder: Path, num_jobs: int, title: str) -> dict[str, Outcome]:
@@ -138,8 +140,10 @@ def format_file(job: Job) -> Outcome:
     except Exception as error:
         # A library's own surprise at one file must not end a stage of a hundred thousand.
         return Outcome(problem=f"{job.source}: {type(error).__name__}: {error}")
+    cut = 0
     if job.trim is not None:
-        samples = trim_silence(samples, *job.trim)
+        cut, end = speech_bounds(samples, *job.trim)
+        samples = samples[cut:end]
     seconds = len(samples) / SAMPLE_RATE
     if len(samples) < max(1, job.min_samples):
         limit = job.min_samples / SAMPLE_RATE
@@ -155,7 +159,7 @@ def format_file(job: Job) -> Outcome:
             f"cannot write {job.output}: {error.strerror}; make room or choose another folder, "
             "then start again: finished files are kept"
         ) from None
-    return Outcome(samples=len(samples), size=len(content))
+    return Outcome(samples=len(samples), size=len(content), cut=cut)
 
 
 def read_journal(folder: Path) -> dict[str, tuple[str, Outcome]]:
@@ -163,7 +167,7 @@ def read_journal(folder: Path) -> dict[str, tuple[str, Outcome]]:
     finished = {}
     for entry in _entries(folder / _JOURNAL):
         if "key" in entry:
-            outcome = Outcome(entry["samples"], entry["size"], entry["problem"])
+            outcome = Outcome(entry["samples"], entry["size"], entry["problem"], entry.get("cut"))
             finished[entry["utt_id"]] = (entry["key"], outcome)
     return {key: value for key, value in finished.items() if not value[1].problem}
 
@@ -263,6 +267,7 @@ def _entry(utt_id: str, key: str, outcome: Outcome) -> dict[str, object]:
         "samples": outcome.samples,
         "size": outcome.size,
         "problem": outcome.problem,
+        "cut": outcome.cut,
     }
 
 

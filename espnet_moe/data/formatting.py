@@ -3,6 +3,7 @@
 dump/raw/<set>/
   wav.scp text utt2spk …      as in ``espnet_moe.data.datadir``; text is normalised
   text.raw                    the transcripts as the corpus has them
+  text.alt words.ctm …        normalised too; words' times are those of the formatted audio
   skipped.tsv                 utt_id<TAB>reason for each utterance left out
   data/<two hex digits>/<utt_id>.flac
   data/.journal/*.jsonl       what is finished, for a run that is killed and started again
@@ -10,13 +11,14 @@ dump/raw/<set>/
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from espnet_moe.data.audio import AudioError
 from espnet_moe.data.datadir import load_datadir, write_datadir
 from espnet_moe.data.files import file_sizes, listed
+from espnet_moe.data.format_extras import format_extras
 from espnet_moe.data.format_workers import Job, Outcome, read_journal, run_jobs, write_journal
 from espnet_moe.data.normalize import check_languages, normalize
 from espnet_moe.data.utterance import SAMPLE_RATE, Seconds, Utterance, is_test, safe_id
@@ -122,7 +124,7 @@ def format_datadir(
     bad = {key: "text is empty after normalisation" for key, text in texts.items() if not text}
 
     jobs = _jobs([utt for utt in data.utterances if utt.utt_id not in bad], target, options)
-    finished = _finished(jobs, target / "data")
+    finished = _finished(jobs, target / "data", data.timings.keys() | data.segments)
     todo = [job for job in jobs if job.utt_id not in finished]
     if finished and todo:
         logger.info("%s: %d of %d files are finished already", target, len(finished), len(jobs))
@@ -148,6 +150,7 @@ def format_datadir(
         num_samples=samples,
         raw_text={utt.utt_id: utt.text for utt in data.utterances if utt.utt_id in samples},
         skipped=skipped,
+        extras=format_extras(data, texts, {key: outcomes[key] for key in samples}),
     )
     write_journal(target / "data", {job.utt_id: job.key for job in jobs}, outcomes)
     hours = sum(samples.values()) / SAMPLE_RATE / 3600
@@ -193,14 +196,19 @@ def _file_name(utt_id: str) -> str:
     return f"{name[:_MAX_NAME]}.{hashlib.sha256(utt_id.encode()).hexdigest()[:16]}"
 
 
-def _finished(jobs: list[Job], folder: Path) -> dict[str, Outcome]:
-    """What an earlier run finished, with the same input and options, and whose file is there."""
+def _finished(jobs: list[Job], folder: Path, timed: Collection[str]) -> dict[str, Outcome]:
+    """What an earlier run finished, with the same input and options, and whose file is there.
+
+    Of utterances with times of words or segments (``timed``) it must have noted what was cut, too.
+    """
     journal = read_journal(folder)
     sizes = file_sizes(job.output for job in jobs)
     finished = {}
     for job in jobs:
         key, outcome = journal.get(job.utt_id, ("", None))
         if outcome is None or key != job.key or sizes[job.output] != outcome.size:
+            continue
+        if outcome.cut is None and job.utt_id in timed:
             continue
         if job.min_samples <= outcome.samples <= job.max_samples:
             finished[job.utt_id] = outcome

@@ -2,7 +2,8 @@
 
 The same options give the same files. The splits have no voice and no sentence in common. The two
 layouts of a language have no sentence in common either, whatever their seeds and sizes, so that one
-may train on both.
+may train on both. Beside what the real corpora hold lie the manifest and the words' times
+(`corpora.alignments`).
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import logging
 import multiprocessing
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -19,7 +20,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from espnet_moe.data.files import write_text
+from espnet_moe.data.corpora.alignments import ALIGNMENTS, write_alignments
+from espnet_moe.data.extras import Word
+from espnet_moe.data.files import listed, write_text
 from espnet_moe.data.mini_commonvoice import FIRST_TELUGU_RELEASE, RELEASES, CommonVoice
 from espnet_moe.data.mini_layouts import (
     Durations,
@@ -52,6 +55,8 @@ _KATHBATH_NAMES = {"hi": "hindi", "pa": "punjabi", "te": "telugu"}
 _HALVES = {"commonvoice": 0, "mls": 1, "kathbath": 1}
 _ASKS = ("why", "where", "how", "who", "is", "do")  # first words of English questions
 _CHUNK = 8  # recordings handed to a process at a time
+
+Timings = Mapping[str, Sequence[Word]]  # by the clip's path below the corpus folder
 
 logger = logging.getLogger(__name__)
 
@@ -134,20 +139,25 @@ def make_mini_corpus(options: MiniCorpusOptions, out: str | Path, num_jobs: int 
     out = Path(out)
     layout = layout_of(options)
     manifest = out / layout.folders[0] / MANIFEST
+    alignments = [out / folder / ALIGNMENTS for folder in layout.folders]
     parameters = _parameters(options)
-    if _parameters_in(manifest) == parameters:
+    # A corpus of an earlier version lacks the alignments alone.
+    whole = all(path.is_file() for path in alignments)
+    unfinished = manifest.parent / _UNFINISHED
+    if whole and not unfinished.is_file() and _parameters_in(manifest) == parameters:
         logger.info("%s is there already, with the same options", manifest.parent)
         return manifest
     recordings = plan(options)
     try:
         _claim([out / folder for folder in layout.folders], parameters)
-        durations = _record_all(options, layout, recordings, out, num_jobs)
+        durations, timings = _record_all(options, layout, recordings, out, num_jobs)
         for name, content in layout.tables(recordings, durations).items():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             write_text(out / name, content)
+        _write_alignments(layout, timings, out)
         document = {"parameters": parameters, "sections": _summary(durations)}
         write_text(manifest, json.dumps(document, indent=2) + "\n")
-        (manifest.parent / _UNFINISHED).unlink()
+        unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"could not write the mini corpus in {out}: {error}; make room, or name another "
@@ -255,7 +265,7 @@ def _claim(folders: Sequence[Path], parameters: dict[str, object]) -> None:
                 "it yourself"
             )
     # While the folder is being emptied it belongs to no options.
-    if _parameters_in(marker) != parameters:
+    if parameters not in (_parameters_in(marker), _parameters_in(folders[0] / MANIFEST)):
         folders[0].mkdir(parents=True, exist_ok=True)
         write_text(marker, "{}\n")
         for folder in folders:
@@ -276,8 +286,8 @@ def _record_all(
     recordings: Sequence[Recording],
     out: Path,
     num_jobs: int,
-) -> Durations:
-    """Make all audio files that are not there, in processes of their own."""
+) -> tuple[Durations, Timings]:
+    """Make all audio files that are not there, in processes of their own; say what is in all."""
     clips = layout.clips(recordings)
     scope = f"{options.seed}/{options.layout}/{options.lang}"
     jobs = [
@@ -298,13 +308,34 @@ def _record_all(
     try:
         with ProcessPoolExecutor(min(num_jobs, len(jobs)), context) as pool:
             made = pool.map(record, jobs, chunksize=_CHUNK)
-            lengths = list(tqdm(made, title, len(jobs), unit="utt", disable=None))
+            files = list(tqdm(made, title, len(jobs), unit="utt", disable=None))
     except BrokenProcessPool as error:
         raise UserError(
             f"a process that makes the mini corpus was killed ({error}); is there memory enough? "
             "Start again: what is done is kept"
         ) from error
-    return {clip.recording: length for clip, length in zip(clips, lengths, strict=True)}
+    durations = {c.recording: file.duration for c, file in zip(clips, files, strict=True)}
+    timings = {c.path: file.words for c, file in zip(clips, files, strict=True)}
+    if lost := [path for path, words in timings.items() if not words]:
+        logger.warning(
+            "%s: espeak-ng does not tell the words of %d of %d clips apart: %s",
+            out / layout.folders[0],
+            len(lost),
+            len(clips),
+            listed(lost, ", "),
+        )
+    return durations, timings
+
+
+def _write_alignments(layout: Layout, timings: Timings, out: Path) -> None:
+    """Write word times into each of the layout's folders, for the clips below it."""
+    for folder in layout.folders:
+        inside = {
+            path.removeprefix(f"{folder}/"): words
+            for path, words in timings.items()
+            if path.startswith(f"{folder}/")
+        }
+        write_alignments(out / folder / ALIGNMENTS, inside)
 
 
 def _summary(durations: Durations) -> dict[str, dict[str, float]]:

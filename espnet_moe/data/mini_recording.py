@@ -3,7 +3,10 @@
 import ctypes
 import hashlib
 import io
+import json
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -12,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from espnet_moe.data.extras import Word
 from espnet_moe.data.files import write_bytes
-from espnet_moe.data.mini_voices import Synthesizer, Voice, add_noise
+from espnet_moe.data.mini_voices import Synthesizer, Voice, WordEvent, add_noise
 from espnet_moe.data.utterance import Seconds
 from espnet_moe.errors import UserError
 
@@ -33,6 +37,9 @@ _FORMATS = {
     ".opus": ("OGG", "OPUS"),
 }
 _AAC_BIT_RATE = 64000
+# Samples that decoding puts before the first; the other formats say how many to leave out.
+_DELAYS = {".m4a": 1024}
+_QUIET = 0.01  # of the peak: below it nobody speaks
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,32 @@ class Job:
     path: str
 
 
+@dataclass(frozen=True)
+class Take:
+    """A sentence as spoken.
+
+    Attributes:
+        samples: ``(samples,)`` float32 in [-1, 1], as many as last a multiple of 10 ms.
+        words: The sentence's words in the samples; empty where espeak-ng does not tell them apart.
+    """
+
+    samples: Samples
+    words: tuple[Word, ...]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What is known of an audio file.
+
+    Attributes:
+        duration: Before encoding, seconds.
+        words: The sentence's words in the file as it is decoded; may be empty.
+    """
+
+    duration: Seconds
+    words: tuple[Word, ...]
+
+
 def draw_of(*key: object) -> np.random.Generator:
     """Return random numbers that follow from a key alone, on every machine."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
@@ -70,35 +103,30 @@ def share_of(*key: object) -> float:
     return int.from_bytes(digest[:4], "big") / 2**32
 
 
-def record(job: Job) -> Seconds:
-    """Make a file, unless it is there; either way say how long it is.
+def record(job: Job) -> Recorded:
+    """Make a file, unless it is there; either way say what is in it.
 
     To be called in a process that does nothing else (espeak-ng is global to a process).
 
     Args:
         job: The file to make.
 
-    Returns:
-        Its duration.
-
     Raises:
         UserError: When espeak-ng cannot speak the text.
         OSError: When the file cannot be written.
     """
-    samples = perform(job)
+    take = perform(job)
     path = Path(job.path)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, encode(samples, job.rate, path.suffix))
-    return len(samples) / job.rate
+        write_bytes(path, encode(take.samples, job.rate, path.suffix))
+    delay = _DELAYS.get(path.suffix, 0) / job.rate
+    words = tuple(replace(word, start=word.start + delay) for word in take.words)
+    return Recorded(len(take.samples) / job.rate, words)
 
 
-def perform(job: Job) -> Samples:
-    """Speak a sentence with a little less or more pitch, speed, silence, volume and noise.
-
-    Returns:
-        ``(samples,)`` float32 in [-1, 1] at the job's rate, a multiple of 10 ms.
-    """
+def perform(job: Job) -> Take:
+    """Speak a sentence with a little less or more pitch, speed, silence, volume and noise."""
     draw = draw_of("recording", job.key)
     pitch, speed = draw.uniform(1 - JITTER, 1 + JITTER, size=2)
     voice = replace(
@@ -106,16 +134,52 @@ def perform(job: Job) -> Samples:
         pitch=min(99, round(job.voice.pitch * pitch)),
         speed=round(job.voice.speed * speed),
     )
-    speech = _speak_afresh(job.text, job.language, voice, job.rate)
+    speech, events = _speak_afresh(job.text, job.language, voice, job.rate)
     speech = speech * np.float32(draw.uniform(*PEAK) / np.abs(speech).max())
+    end = 1 + int(np.flatnonzero(np.abs(speech) > _QUIET * np.abs(speech).max())[-1])
     before, after = (draw.uniform(0, MAX_SILENCE, size=2) * job.rate).astype(int)
+    words = tuple(
+        replace(word, start=word.start + before / job.rate)
+        for word in align(job.text, events, end / job.rate)
+    )
     after += -(before + len(speech) + after) % (job.rate // _HOPS_PER_SECOND)
     speech = np.pad(speech, (before, after))
     if draw.random() < NOISY_SHARE:
         speech = add_noise(speech, draw.uniform(*SNR), draw)
     if job.street:
         speech = add_noise(speech, draw.uniform(*STREET_SNR), draw)
-    return np.clip(speech, -1.0, 1.0)
+    return Take(np.clip(speech, -1.0, 1.0), words)
+
+
+def align(text: str, events: Sequence[WordEvent], end: Seconds) -> tuple[Word, ...]:
+    """Give the words of a text the times of the synthesizer's words.
+
+    A word of the text begins where the first event among its characters does (``l'albero`` is one
+    word here and two there), and ends where the next one begins.
+
+    Args:
+        text: What was spoken; words are separated by white space.
+        events: Where the synthesizer began its words.
+        end: Of the speech, seconds.
+
+    Returns:
+        All words, without gaps between them; none where a word has no event (the synthesizer said
+        it together with its neighbour) or they are not in the order of the text.
+    """
+    spans = [(match.start(), match.end(), match.group()) for match in re.finditer(r"\S+", text)]
+    starts = []
+    for first, last, _ in spans:
+        inside = [event.start for event in events if first <= event.position < last]
+        if not inside:
+            return ()
+        starts.append(min(inside))
+    ends = [*starts[1:], end]
+    if any(end <= start for start, end in zip(starts, ends, strict=True)):
+        return ()
+    return tuple(
+        Word(start, end - start, word)
+        for start, end, (_, _, word) in zip(starts, ends, spans, strict=True)
+    )
 
 
 def encode(samples: Samples, rate: int, suffix: str) -> bytes:
@@ -145,7 +209,15 @@ def _encode_aac(buffer: io.BytesIO, samples: Samples, rate: int) -> None:
 
 
 @cache
-def _synthesizer() -> Synthesizer:
+def _synthesizer(language: str) -> Synthesizer:
+    """Start espeak-ng with a language loaded, so that not every child has to."""
+    speak = _engine()
+    speak.load(language)
+    return speak
+
+
+@cache
+def _engine() -> Synthesizer:
     import espeakng_loader
 
     speak = Synthesizer()
@@ -154,13 +226,15 @@ def _synthesizer() -> Synthesizer:
     return speak
 
 
-def _speak_afresh(text: str, language: str, voice: Voice, rate: int) -> Samples:
+def _speak_afresh(
+    text: str, language: str, voice: Voice, rate: int
+) -> tuple[Samples, list[WordEvent]]:
     """Speak in a child process, from the state espeak-ng was in before its first sentence.
 
     It carries echo, flutter and breath over from each sentence to the next, and cannot be reset:
     in one process a sentence sounds otherwise after other sentences.
     """
-    speak = _synthesizer()
+    speak = _synthesizer(language)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -168,16 +242,19 @@ def _speak_afresh(text: str, language: str, voice: Voice, rate: int) -> Samples:
         try:
             os.close(reader)
             with os.fdopen(writer, "wb") as stream:
-                stream.write(speak.at(rate, text, language, voice).astype("<f4").tobytes())
+                samples = speak.at(rate, text, language, voice).astype("<f4")
+                events = [(event.position, event.start) for event in speak.words]
+                stream.write(json.dumps(events).encode() + b"\n")
+                stream.write(samples.tobytes())
             status = 0
         finally:
             os._exit(status)  # and run nothing that the parent has to run
     os.close(writer)
     with os.fdopen(reader, "rb") as stream:
-        data = stream.read()
+        header, data = stream.readline(), stream.read()
     if os.waitpid(child, 0)[1] != 0 or not data:
         raise UserError(
             f"espeak-ng could not speak '{text}' ({language}, voice {voice.variant}); is the "
             "package espeakng-loader whole?"
         )
-    return np.frombuffer(data, "<f4")
+    return np.frombuffer(data, "<f4"), [WordEvent(*event) for event in json.loads(header)]

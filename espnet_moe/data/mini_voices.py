@@ -15,6 +15,7 @@ from functools import cache
 import numpy as np
 import soxr
 
+from espnet_moe.data.utterance import Seconds
 from espnet_moe.errors import UserError
 
 LANGUAGES = ("en", "hi", "it", "pa", "te")
@@ -28,6 +29,35 @@ _FAMILIES = ("robosoft", "klatt", "iven", "RicishayMax")
 _RATE, _PITCH = 1, 3  # espeak_PARAMETER
 _SYNCHRONOUS, _DONT_EXIT = 2, 0x8000
 _UTF8 = 1
+_LIST_END, _WORD = 0, 1  # espeak_EVENT_TYPE
+
+
+class _Event(ctypes.Structure):
+    """espeak_EVENT of speak_lib.h; the last of a list has the type 0."""
+
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),  # characters, from 1
+        ("length", ctypes.c_int),  # of a word, characters
+        ("audio_position", ctypes.c_int),  # milliseconds
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", ctypes.c_char * 8),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class WordEvent:
+    """Where espeak-ng begins a word.
+
+    Attributes:
+        position: Of its first character in the text, from 0.
+        start: Seconds from the beginning of the speech.
+    """
+
+    position: int
+    start: Seconds
 
 
 @dataclass(frozen=True)
@@ -109,6 +139,8 @@ class Synthesizer:
 
     Attributes:
         sample_rate: Of the engine, 22050 Hz.
+        words: Where the words of the last text begin. The engine may say two as one, or one in
+            parts.
     """
 
     def __init__(self) -> None:
@@ -120,16 +152,39 @@ class Synthesizer:
         if self.sample_rate <= 0:
             raise UserError("espeak-ng could not be started: is the package espeakng-loader whole?")
         self._chunks: list[np.ndarray] = []
+        self.words: list[WordEvent] = []
         samples = ctypes.POINTER(ctypes.c_short)
-        prototype = ctypes.CFUNCTYPE(ctypes.c_int, samples, ctypes.c_int, ctypes.c_void_p)
+        events = ctypes.POINTER(_Event)
+        prototype = ctypes.CFUNCTYPE(ctypes.c_int, samples, ctypes.c_int, events)
         # Held, because the library keeps a pointer to it.
         self._callback = prototype(self._receive)
         self._library.espeak_SetSynthCallback(self._callback)
 
-    def _receive(self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, _: int) -> int:
+    def _receive(
+        self,
+        samples: "ctypes._Pointer[ctypes.c_short]",
+        count: int,
+        events: "ctypes._Pointer[_Event]",
+    ) -> int:
         if samples and count > 0:
             self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        index = 0
+        while events and (event := events[index]).type != _LIST_END:
+            if event.type == _WORD:
+                start = event.sample / self.sample_rate
+                self.words.append(WordEvent(event.text_position - 1, start))
+            index += 1
         return 0
+
+    def load(self, language: str) -> None:
+        """Load a language, so that forked processes need not each do so.
+
+        Raises:
+            UserError: For a language without a voice.
+        """
+        if language not in LANGUAGES:
+            raise UserError(f"no voice for '{language}': choose one of {', '.join(LANGUAGES)}")
+        self._library.espeak_SetVoiceByName(language.encode())
 
     def __call__(self, text: str, language: str, voice: Voice) -> np.ndarray:
         """Speak.
@@ -148,6 +203,7 @@ class Synthesizer:
         if language not in LANGUAGES:
             raise UserError(f"no voice for '{language}': choose one of {', '.join(LANGUAGES)}")
         self._chunks.clear()
+        self.words.clear()
         self._library.espeak_SetVoiceByName(f"{language}+{voice.variant}".encode())
         self._library.espeak_SetParameter(_RATE, voice.speed, 0)
         self._library.espeak_SetParameter(_PITCH, voice.pitch, 0)

@@ -176,7 +176,9 @@ def test_split_of_a_name(name: str, split: str) -> None:
 
 
 def formatted(path: Path, names: list[str], skipped: dict[str, str] | None = None) -> Path:
-    utterances = [utterance(name, gender="m", duration=2.0) for name in names]
+    audio = path.parent / "audio.flac"
+    audio.write_bytes(b"there")
+    utterances = [utterance(name, gender="m", duration=2.0, audio=str(audio)) for name in names]
     write_datadir(
         path,
         utterances,
@@ -196,6 +198,13 @@ def test_combining_joins_all_files(tmp_path: Path) -> None:
     assert data.num_samples["b-2"] == 32000 and len(data.raw_text) == 4
     assert data.skipped == {"b-9": "gone", "d-9": "empty"}
     assert "b b-1 b-2\n" in (tmp_path / "train_it" / "spk2utt").read_text()
+
+
+def test_combining_says_where_the_result_is_not_whole(tmp_path: Path) -> None:
+    first, second = formatted(tmp_path / "one", ["a-1"]), formatted(tmp_path / "two", ["b-1"])
+    (tmp_path / "audio.flac").unlink()
+    with pytest.raises(DataDirError, match="both is not valid(.|\n)*audio.flac does not exist"):
+        combine_datadirs([first, second], tmp_path / "both")
 
 
 def test_combining_refuses_what_does_not_fit(tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espnet_moe.data.corpora.ai4bharat import Condition, read_kathbath
+from espnet_moe.data.corpora.alignments import read_alignments
 from espnet_moe.data.corpora.checks import CorpusChecks, check_corpus, drop_bad_audio
 from espnet_moe.data.corpora.commonvoice import SPLITS, find_locale, read_commonvoice, release_of
 from espnet_moe.data.corpora.layout import CorpusError
 from espnet_moe.data.corpora.mls import read_mls
 from espnet_moe.data.datadir import write_datadir
+from espnet_moe.data.extras import Extras
 from espnet_moe.data.files import listed, write_text
 from espnet_moe.data.utterance import Utterance
 
@@ -59,6 +61,8 @@ class PrepareOptions:
 def prepare_corpus(options: PrepareOptions, out: str | Path) -> CorpusChecks:
     """Read and check a corpus, then write ``<out>_<split>`` and ``<out>_checks.json``.
 
+    Where word times lie beside the corpus (``corpora.alignments``), the sets get a ``words.ctm``.
+
     Args:
         options: What to read.
         out: Path and beginning of the names, such as ``data/commonvoice_hi``.
@@ -78,6 +82,7 @@ def prepare_corpus(options: PrepareOptions, out: str | Path) -> CorpusChecks:
         )
     checks = check_corpus(utterances, options.probe_audio)
     checks.log()
+    extras = Extras(timings=read_alignments(options.root, utterances))
     kept = drop_bad_audio(utterances, checks, options.allow_bad_test_audio)
     for split in dict.fromkeys(utt.split for utt in utterances):
         skipped = {
@@ -86,7 +91,8 @@ def prepare_corpus(options: PrepareOptions, out: str | Path) -> CorpusChecks:
             if utt.split == split and utt.utt_id in checks.bad_audio
         }
         path = Path(f"{out}_{split}")
-        write_datadir(path, (utt for utt in kept if utt.split == split), skipped=skipped)
+        members = (utt for utt in kept if utt.split == split)
+        write_datadir(path, members, skipped=skipped, extras=extras)
         count = checks.utterances[split] - len(skipped)
         logger.info("%s: %d utterances, %d skipped", path, count, len(skipped))
     facts = {"corpus": options.corpus, "language": options.language, "root": str(options.root)}

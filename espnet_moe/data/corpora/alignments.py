@@ -1,0 +1,95 @@
+"""Word times that lie beside a corpus: the mini corpus has them, the real ones do not.
+
+    <a language's folder>/alignments.ctm     clip 1 start duration word     (NIST's CTM)
+
+``clip`` is the audio file's path below that folder, the times are seconds in the audio as
+``load_audio`` decodes it (an AAC file has 1024 samples of its encoder's before the first). Any
+corpus that somebody has aligned may be given such a file.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from espnet_moe.data.corpora.layout import CorpusError
+from espnet_moe.data.extras import Word
+from espnet_moe.data.files import listed, read_lines, write_text
+from espnet_moe.data.utterance import Utterance
+
+ALIGNMENTS = "alignments.ctm"
+
+logger = logging.getLogger(__name__)
+
+
+def write_alignments(path: Path, timings: Mapping[str, Sequence[Word]]) -> None:
+    """Write the words of each clip, by its path below the file's folder."""
+    rows = (
+        f"{clip} 1 {word.start:.3f} {word.duration:.3f} {word.word}\n"
+        for clip in sorted(timings)
+        for word in timings[clip]
+    )
+    write_text(path, "".join(rows))
+
+
+def read_alignments(
+    root: str | Path, utterances: Iterable[Utterance]
+) -> dict[str, tuple[Word, ...]]:
+    """Find the word times of utterances.
+
+    Args:
+        root: The corpus folder; files of word times are looked for between it and the audio.
+        utterances: As the corpus's reader gives them.
+
+    Returns:
+        Words by utterance id, of the utterances that have any.
+
+    Raises:
+        CorpusError: When such a file is damaged; every such line is named.
+    """
+    root = Path(root).expanduser().absolute()
+    utterances = list(utterances)
+    folders: dict[Path, Path | None] = {}
+    tables: dict[Path, dict[str, list[Word]]] = {}
+    found = {}
+    for utt in utterances:
+        audio = Path(utt.audio).absolute()
+        if audio.parent not in folders:
+            folders[audio.parent] = _folder(audio.parent, root)
+        folder = folders[audio.parent]
+        if folder is None:
+            continue
+        if folder not in tables:
+            tables[folder] = _read(folder / ALIGNMENTS)
+        if words := tables[folder].get(audio.relative_to(folder).as_posix()):
+            found[utt.utt_id] = tuple(words)
+    if tables:
+        logger.info("%s: word times of %d of %d utterances", root, len(found), len(utterances))
+    return found
+
+
+def _folder(folder: Path, root: Path) -> Path | None:
+    """Return the nearest folder with word times, not above the corpus's."""
+    for here in (folder, *folder.parents):
+        if (here / ALIGNMENTS).is_file():
+            return here
+        if here == root:
+            break
+    return None
+
+
+def _read(path: Path) -> dict[str, list[Word]]:
+    table: dict[str, list[Word]] = {}
+    wrong = []
+    for number, line in read_lines(path):
+        values = line.rsplit(maxsplit=4)
+        try:
+            clip, _, start, duration, word = values
+            table.setdefault(clip, []).append(Word(float(start), float(duration), word))
+        except ValueError:
+            wrong.append(f"{path}:{number}: '{line}'")
+    if wrong:
+        raise CorpusError(
+            f"{path.name}: lines that are not 'clip 1 start duration word'; make the file again, "
+            f"or mend or remove it:\n  {listed(wrong)}"
+        )
+    return table
