@@ -1,6 +1,6 @@
-"""The oracle: an utterance gets the expert of its true language."""
+"""The oracle: an utterance gets the expert of its true language, or those it was assigned to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,3 +33,47 @@ class OracleRouter:
                 f"no expert for language(s) {', '.join(missing)}; experts: {' '.join(experts)}"
             )
         return Gates.one_hot([experts.index(code) for code in languages], len(experts), device)
+
+
+def parse_memberships(line: str) -> dict[str, float]:
+    """Experts and weights of an utterance, as ``utt2experts`` has them: ``c0:0.7 c1:0.3``.
+
+    Raises:
+        UserError: For a line that names no expert, or a weight that is no positive number.
+    """
+    found: dict[str, float] = {}
+    for pair in line.split():
+        name, colon, weight = pair.rpartition(":")
+        try:
+            value = float(weight)
+        except ValueError:
+            value = 0.0
+        if not (name and colon and 0 < value < float("inf")) or name in found:
+            raise UserError(f"'{line}' is not 'expert:weight …' with positive weights, each once")
+        found[name] = value
+    if not found:
+        raise UserError("an utterance without an expert; write 'expert:weight …'")
+    return found
+
+
+def membership_gates(
+    memberships: Sequence[Mapping[str, float]], experts: Sequence[str], device: torch.device
+) -> Gates:
+    """Gates from known memberships, their weights scaled to a sum of one.
+
+    Args:
+        memberships: Weight by expert of each row.
+        experts: Names of the experts in the order of the gates.
+        device: Where the gates are needed.
+
+    Raises:
+        UserError: For an expert that is not among them.
+    """
+    named = {name for row in memberships for name in row}
+    if unknown := sorted(named - set(experts)):
+        raise UserError(f"no expert is called {', '.join(unknown)}; experts: {' '.join(experts)}")
+    if all(len(row) == 1 for row in memberships):
+        chosen = [experts.index(next(iter(row))) for row in memberships]
+        return Gates.one_hot(chosen, len(experts), device)
+    weights = torch.tensor([[row.get(name, 0.0) for name in experts] for row in memberships])
+    return Gates.of((weights / weights.sum(1, keepdim=True)).to(device))
