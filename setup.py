@@ -41,6 +41,7 @@ EXTRAS = {
         "hdbscan",
         "matplotlib",  # the trainer's curves
         "scikit-learn",
+        "umap-learn",
         "tensorboard",
         "wandb",
     ],
