@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,19 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
+from espnet_moe.backbones.attention import (
+    DecoderState,
+    Encoded,
+    attend,
+    attend_shared,
+    keys_values,
+)
 from espnet_moe.backbones.features import SAMPLE_RATE, LogMel, pad_to_chunk
 from espnet_moe.backbones.whisper_tokens import WhisperTokens
 from espnet_moe.errors import UserError
 from espnet_moe.experts.gates import current_gates, use_gates
+
+__all__ = ["DecoderState", "Encoded", "WhisperBackbone", "WhisperOptions"]
 
 CONTEXTS = ("variable", "padded")
 Augment = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -47,60 +56,6 @@ class WhisperOptions:
         if not self.path:
             raise UserError("backbone_conf needs path: a folder, a .pt file or a hub name")
         return WhisperBackbone.from_pretrained(self.path, self.context)
-
-
-@dataclass
-class Encoded:
-    """Encoder states of a batch.
-
-    Attributes:
-        hidden: ``(batch, frames, dim)``.
-        lengths: ``(batch,)`` valid frames (20 ms each) of every row.
-    """
-
-    hidden: torch.Tensor
-    lengths: torch.Tensor
-
-    def mask(self) -> torch.Tensor | None:
-        """Valid keys ``(batch, 1, 1, frames)``, or ``None`` where every row is full."""
-        frames = self.hidden.size(1)
-        if bool((self.lengths >= frames).all()):
-            return None
-        valid = torch.arange(frames, device=self.hidden.device) < self.lengths.unsqueeze(1)
-        return valid[:, None, None, :]
-
-
-@dataclass
-class DecoderState:
-    """Key-value caches of a running decode: one group of ``beams`` rows an utterance.
-
-    Attributes:
-        self_keys, self_values: Per layer ``(rows, heads, capacity, head_dim)``; the first
-            ``length`` positions are filled.
-        cross_keys, cross_values: Per layer ``(utterances, heads, frames, head_dim)``, shared by
-            the beams of an utterance.
-        cross_mask: ``(utterances, 1, 1, frames)`` or ``None``.
-        length: Tokens decoded so far.
-    """
-
-    self_keys: list[torch.Tensor]
-    self_values: list[torch.Tensor]
-    cross_keys: list[torch.Tensor]
-    cross_values: list[torch.Tensor]
-    cross_mask: torch.Tensor | None
-    length: int = 0
-
-    def select_rows(self, rows: torch.Tensor) -> None:
-        """Reorder or drop rows ``(n,)`` of the self-attention caches (beam search)."""
-        self.self_keys = [k.index_select(0, rows) for k in self.self_keys]
-        self.self_values = [v.index_select(0, rows) for v in self.self_values]
-
-    def select_utterances(self, utterances: torch.Tensor) -> None:
-        """Keep a subset of utterances ``(n,)`` in the cross-attention caches."""
-        self.cross_keys = [k.index_select(0, utterances) for k in self.cross_keys]
-        self.cross_values = [v.index_select(0, utterances) for v in self.cross_values]
-        if self.cross_mask is not None:
-            self.cross_mask = self.cross_mask.index_select(0, utterances)
 
 
 class WhisperBackbone(nn.Module):
@@ -227,6 +182,7 @@ class WhisperBackbone(nn.Module):
             raise UserError(f"encoder layer {layer} is not in 0..{self.num_encoder_layers}")
         encoder = self.hf.model.encoder
         mel = mel.to(encoder.conv1.weight.dtype)
+        spoken = (mel_lengths + 1) // 2
         if self.context == "padded":
             mel = pad_to_chunk(mel)
             mel_lengths = torch.full_like(mel_lengths, mel.size(2))
@@ -240,8 +196,7 @@ class WhisperBackbone(nn.Module):
         self._require_length(x.size(1) * 0.02)
         x = x + encoder.embed_positions.weight[: x.size(1)]
         x = F.dropout(x, self.config.dropout, self.training)
-        lower = Encoded(x, (mel_lengths + 1) // 2)
-        return self._encoder_layers(lower, 0, layer)
+        return self.encode_layers(Encoded(x, (mel_lengths + 1) // 2, spoken), 0, layer)
 
     def _require_length(self, seconds: float) -> None:
         if seconds > self.max_seconds:
@@ -252,21 +207,22 @@ class WhisperBackbone(nn.Module):
 
     def encode_upper(self, lower: Encoded, layer: int) -> Encoded:
         """The encoder layers from ``layer`` on and the final norm; experts act here."""
-        upper = self._encoder_layers(lower, layer, self.num_encoder_layers)
-        return Encoded(self.hf.model.encoder.layer_norm(upper.hidden), upper.lengths)
+        upper = self.encode_layers(lower, layer, self.num_encoder_layers)
+        return replace(upper, hidden=self.hf.model.encoder.layer_norm(upper.hidden))
 
-    def _encoder_layers(self, state: Encoded, start: int, stop: int) -> Encoded:
+    def encode_layers(self, state: Encoded, start: int, stop: int) -> Encoded:
+        """The encoder layers ``start`` … ``stop - 1`` on states of the layers below; no norm."""
         mask, x = state.mask(), state.hidden
         for block in self.hf.model.encoder.layers[start:stop]:
             x = self._maybe_checkpoint(self._encoder_layer, block, x, mask)
-        return Encoded(x, state.lengths)
+        return replace(state, hidden=x)
 
     def _encoder_layer(
         self, block: Any, x: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
         normed = block.self_attn_layer_norm(x)
-        keys, values = _keys_values(block.self_attn, normed)
-        x = x + self._drop(_attend(block.self_attn, normed, keys, values, mask))
+        keys, values = keys_values(block.self_attn, normed)
+        x = x + self._drop(attend(block.self_attn, normed, keys, values, mask))
         return x + self._feed_forward(block, x)
 
     # -- decoder ----------------------------------------------------------------------------------
@@ -297,23 +253,26 @@ class WhisperBackbone(nn.Module):
         memory_mask: torch.Tensor | None,
     ) -> torch.Tensor:
         normed = block.self_attn_layer_norm(x)
-        keys, values = _keys_values(block.self_attn, normed)
-        x = x + self._drop(_attend(block.self_attn, normed, keys, values, None, causal=True))
+        keys, values = keys_values(block.self_attn, normed)
+        x = x + self._drop(attend(block.self_attn, normed, keys, values, None, causal=True))
         normed = block.encoder_attn_layer_norm(x)
-        keys, values = _keys_values(block.encoder_attn, memory)
-        x = x + self._drop(_attend(block.encoder_attn, normed, keys, values, memory_mask))
+        keys, values = keys_values(block.encoder_attn, memory)
+        x = x + self._drop(attend(block.encoder_attn, normed, keys, values, memory_mask))
         return x + self._feed_forward(block, x)
 
-    def start(self, encoded: Encoded, beams: int, max_length: int) -> DecoderState:
+    def start(
+        self, encoded: Encoded, beams: int, max_length: int, record_attention: bool = False
+    ) -> DecoderState:
         """Allocate caches for ``beams`` rows an utterance and up to ``max_length`` tokens.
 
         The gates in force are those of the utterances: they mix the experts of the
-        cross-attention's key and value projections.
+        cross-attention's key and value projections. ``record_attention`` makes every step leave
+        where it looked in :attr:`DecoderState.attention`.
         """
         config, rows = self.config, encoded.hidden.size(0) * beams
         heads = config.decoder_attention_heads
         shape = (rows, heads, max_length, config.d_model // heads)
-        cross = [_keys_values(b.encoder_attn, encoded.hidden) for b in self.hf.model.decoder.layers]
+        cross = [keys_values(b.encoder_attn, encoded.hidden) for b in self.hf.model.decoder.layers]
         dtype = cross[0][0].dtype
         empty = [
             torch.zeros(shape, device=encoded.hidden.device, dtype=dtype)
@@ -325,6 +284,7 @@ class WhisperBackbone(nn.Module):
             [k for k, _ in cross],
             [v for _, v in cross],
             encoded.mask(),
+            record_attention=record_attention,
         )
 
     def step(self, tokens: torch.Tensor, state: DecoderState) -> torch.Tensor:
@@ -342,23 +302,26 @@ class WhisperBackbone(nn.Module):
         x = decoder.embed_tokens(tokens) + decoder.embed_positions.weight[old:new]
         # Only a first call brings several tokens, onto an empty cache: plain causal attention.
         causal = tokens.size(1) > 1
+        seen: list[torch.Tensor] | None = [] if state.record_attention else None
         for i, block in enumerate(decoder.layers):
             normed = block.self_attn_layer_norm(x)
-            keys, values = _keys_values(block.self_attn, normed)
+            keys, values = keys_values(block.self_attn, normed)
             state.self_keys[i][:, :, old:new] = keys
             state.self_values[i][:, :, old:new] = values
             keys, values = state.self_keys[i][:, :, :new], state.self_values[i][:, :, :new]
-            x = x + _attend(block.self_attn, normed, keys, values, None, causal)
+            x = x + attend(block.self_attn, normed, keys, values, None, causal)
             normed = block.encoder_attn_layer_norm(x)
-            x = x + _attend_shared(
+            x = x + attend_shared(
                 block.encoder_attn,
                 normed,
                 state.cross_keys[i],
                 state.cross_values[i],
                 state.cross_mask,
+                seen,
             )
             x = x + self._feed_forward(block, x)
         state.length = new
+        state.attention = torch.stack(seen).mean(0) if seen else None
         return self.hf.proj_out(decoder.layer_norm(x[:, -1]))
 
     # -- shared -----------------------------------------------------------------------------------
@@ -387,43 +350,3 @@ class WhisperBackbone(nn.Module):
             use_reentrant=False,
             context_fn=lambda: (nullcontext(), use_gates(gates)),
         )
-
-
-def _heads(attention: Any, x: torch.Tensor) -> torch.Tensor:
-    """``(batch, frames, dim)`` → ``(batch, heads, frames, head_dim)``."""
-    return x.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
-
-
-def _keys_values(attention: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return _heads(attention, attention.k_proj(x)), _heads(attention, attention.v_proj(x))
-
-
-def _attend(
-    attention: Any,
-    x: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    mask: torch.Tensor | None,
-    causal: bool = False,
-) -> torch.Tensor:
-    """Attention of ``x (batch, n, dim)`` over ``keys (batch, heads, m, head_dim)``."""
-    query = _heads(attention, attention.q_proj(x) * attention.scaling)
-    drop = attention.dropout if attention.training else 0.0
-    out = F.scaled_dot_product_attention(query, keys, values, mask, drop, causal, scale=1.0)
-    return attention.out_proj(out.transpose(1, 2).flatten(2))
-
-
-def _attend_shared(
-    attention: Any,
-    x: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    mask: torch.Tensor | None,
-) -> torch.Tensor:
-    """Attention of ``x (utterances · beams, n, dim)`` over keys that the beams share."""
-    rows, n, _ = x.shape
-    utterances = keys.size(0)
-    query = attention.q_proj(x) * attention.scaling
-    query = _heads(attention, query.reshape(utterances, -1, query.size(-1)))
-    out = F.scaled_dot_product_attention(query, keys, values, mask, scale=1.0)
-    return attention.out_proj(out.transpose(1, 2).reshape(rows, n, -1))

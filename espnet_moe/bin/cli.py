@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from espnet_moe.errors import UserError
@@ -36,14 +37,35 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     """Defaults in the help, and the description as it was written."""
 
 
+def words_of(argv: Sequence[str]) -> list[str]:
+    """The words of a command line, with every ``@file`` replaced by the lines of that file.
+
+    Raises:
+        UserError: For a file that cannot be read.
+    """
+    found: list[str] = []
+    for word in argv:
+        if not word.startswith("@"):
+            found.append(word)
+            continue
+        try:
+            found += Path(word[1:]).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{word}: the options in it cannot be read ({error})") from error
+    return found
+
+
 def run(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
-    """Run a command line: a ``UserError`` becomes one line on stderr and exit code 2."""
+    """Run a command line: a ``UserError`` becomes one line on stderr and exit code 2.
+
+    A word ``@file`` stands for the lines of a file, a word each.
+    """
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s",
     )
     try:
-        main(None)
+        main(words_of(sys.argv[1:]))
     except UserError as error:
         name = sys.modules["__main__"].__spec__
         prog = name.name if name is not None else sys.argv[0]

@@ -1,13 +1,18 @@
 r"""Decode test sets with one system (stage 10).
 
 The system `baseline` is the backbone alone; `oracle` gives every utterance the expert of its true
-language. Batches mix languages and sets; each job writes its share under
-<out>/<set>/logdir/output.JOB/.
+language (or those of --utt2experts). In all others a router decides: `hard`, `soft`, `threshold`,
+`topk`, `hierarchical` and `fixed` an utterance, `frame` every 20 ms; `segment` cuts the utterance
+where the language changes. Their settings stand under `routing:` in --config. Batches mix languages
+and sets; each job writes its share under <out>/<set>/logdir/output.JOB/.
 
 Example:
   python -m espnet_moe.bin.decode --backbone ../base1/whisper_mini --system oracle \
     --experts hi=exp/expert_hi/expert it=exp/expert_it/expert \
     --data dump/raw/test_hi dump/raw/test_it --out exp/oracle/decode_greedy
+  python -m espnet_moe.bin.decode --backbone ../base1/whisper_mini --system hard \
+    --router exp/router/router --experts hi=exp/expert_hi/expert it=exp/expert_it/expert \
+    --data dump/raw/test_hi dump/raw/test_it --out exp/hard/decode_greedy
 """
 
 import argparse
@@ -23,8 +28,16 @@ def get_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__, "decode")
     parser.add_argument("--backbone", required=True, help="folder, .pt file or hub name")
     parser.add_argument("--context", default="variable", help="encoder input: variable or padded")
-    parser.add_argument("--system", default="baseline", help="baseline or oracle")
+    parser.add_argument(
+        "--system",
+        default="baseline",
+        help="baseline, oracle, hard, soft, threshold, topk, hierarchical, fixed, frame or segment",
+    )
     parser.add_argument("--experts", nargs="+", default=[], help="NAME=FOLDER of each expert")
+    parser.add_argument("--router", help="folder of the router, e.g. exp/router/router")
+    parser.add_argument(
+        "--utt2experts", help="oracle for experts that are no languages: utt_id expert:weight …"
+    )
     parser.add_argument("--data", nargs="+", required=True, help="data directories")
     parser.add_argument("--out", required=True, help="exp/<system>/<inference_tag>")
     parser.add_argument("--config", help="YAML of decoding options, e.g. conf/decode_greedy.yaml")
@@ -38,18 +51,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Load, decode, write."""
     args = get_parser().parse_args(argv)
     # After parsing, so that --help and a mistyped option answer at once.
-    from espnet_moe.decoding.decoder import decode_sets
-    from espnet_moe.decoding.loading import load_decoder, parse_experts
+    from espnet_moe.decoding.loading import load_decoder, parse_experts, read_memberships
+    from espnet_moe.decoding.sets import decode_sets
 
-    experts = parse_experts(args.system, args.experts)
-    decoder = load_decoder(args.backbone, args.context, experts, args.config, args.device)
+    experts = parse_experts(args.system, args.experts, args.router, args.utt2experts)
+    memberships = read_memberships(args.utt2experts)
+    decoder = load_decoder(
+        args.backbone,
+        args.context,
+        experts,
+        args.config,
+        args.device,
+        args.system,
+        args.router,
+        memberships,
+    )
+    chosen_by_language = set(experts) <= set(decoder.backbone.tokens.languages)
     facts = {
         "command": f"python -m espnet_moe.bin.decode {shlex.join(argv or sys.argv[1:])}",
         "system": args.system,
+        "strategy": args.system,
         "backbone": args.backbone,
         "experts": experts,
+        "experts_by": "language" if chosen_by_language else "cluster",
+        "router": args.router,
     }
-    decode_sets(decoder, args.data, args.out, facts, args.job, args.num_jobs)
+    decode_sets(decoder, args.data, args.out, facts, args.job, args.num_jobs, memberships)
 
 
 if __name__ == "__main__":

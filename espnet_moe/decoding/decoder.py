@@ -1,30 +1,34 @@
-"""Decode whole test sets: utterances of all sets sorted by duration, mixed in the batches."""
+"""Decode a batch with one system: encode below the router, route, encode above it, search."""
 
-import json
 import logging
-import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from espnet_moe.backbones.whisper import WhisperBackbone
+from espnet_moe.backbones.whisper import Encoded, WhisperBackbone
 from espnet_moe.config import ConfigError
-from espnet_moe.data.audio import SAMPLE_RATE, load_audio
-from espnet_moe.data.datadir import read_datadir
-from espnet_moe.data.utterance import Utterance
+from espnet_moe.decoding.parts import (
+    Part,
+    groups,
+    join_hypotheses,
+    join_records,
+    padded,
+    whole_or_windows,
+)
+from espnet_moe.decoding.plans import SYSTEMS, FramePlan, Plan, build_plan
+from espnet_moe.decoding.routing import Route, RoutingOptions, Truth
 from espnet_moe.decoding.search import Hypothesis, SearchOptions, search
+from espnet_moe.decoding.windows import pieces
 from espnet_moe.experts.expert_set import ExpertSet
-from espnet_moe.experts.gates import Gates, use_gates
-from espnet_moe.files import atomic
-from espnet_moe.routing.oracle import OracleRouter
+from espnet_moe.experts.gates import use_gates
+from espnet_moe.routing.routers import Router
 
-SYSTEMS = ("baseline", "oracle")
+__all__ = ["SYSTEMS", "DecodeOptions", "Decoded", "Decoder"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,10 @@ class DecodeOptions:
     """Options of a decode, the search's among them.
 
     Attributes:
-        batch_size: Utterances decoded at once.
+        batch_size: Utterances (windows, pieces) decoded at once.
         beam_size, max_tokens, length_penalty, repetition_limit: See
             :class:`espnet_moe.decoding.search.SearchOptions`.
+        routing: How decisions are made.
     """
 
     batch_size: int = 16
@@ -42,6 +47,7 @@ class DecodeOptions:
     max_tokens: int = 0
     length_penalty: float = 1.0
     repetition_limit: int = 4
+    routing: RoutingOptions = field(default_factory=RoutingOptions)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -63,193 +69,240 @@ class Decoded:
         text: Transcript.
         hypothesis: Tokens, score, why it ended.
         latency: Seconds from the waveform in memory to the text, of the batch it was in.
+        language: Of the prompt; of the first part where there are several.
+        route: Posteriors, gates and segments by name; empty where no expert acts.
+        encode_seconds: In the encoder, of the batch by its utterances.
+        route_seconds: In the router and its strategy, likewise.
     """
 
     text: str
     hypothesis: Hypothesis
     latency: float
+    language: str = ""
+    route: Mapping[str, Any] = field(default_factory=dict)
+    encode_seconds: float = 0.0
+    route_seconds: float = 0.0
 
 
 class Decoder:
-    """A backbone with or without experts, and how to decode with it.
+    """A backbone with or without experts and router, and how to decode with it.
 
     Args:
         backbone: On its device, in evaluation mode.
         experts: The experts inside it; ``None`` decodes with the backbone alone.
-        options: Batch size and search.
+        options: Batch size, search, decisions.
+        system: One of :data:`SYSTEMS`; by default ``oracle`` with experts, ``baseline`` without.
+        router: Of the systems that have one.
+
+    Raises:
+        UserError: Where system, experts, router and options do not fit together.
     """
 
     def __init__(
-        self, backbone: WhisperBackbone, experts: ExpertSet | None, options: DecodeOptions
+        self,
+        backbone: WhisperBackbone,
+        experts: ExpertSet | None,
+        options: DecodeOptions,
+        system: str = "",
+        router: Router | None = None,
     ) -> None:
         self.backbone, self.experts, self.options = backbone.eval(), experts, options
-        self.router = OracleRouter()
+        self.system = system or ("oracle" if experts else "baseline")
+        names = experts.names if experts else ()
+        tokens_for = backbone.tokens.languages
+        self.plan: Plan = build_plan(self.system, names, router, options.routing, tokens_for)
+        self.first_layer = 0
+        if experts is not None:
+            self.first_layer = experts.options[experts.names[0]].first_layer
+        if self.plan.router is not None:
+            self.plan.router = self.plan.router.to(backbone.device).eval()
+            _require_fit(self.plan.router, backbone)
 
     @torch.inference_mode()
-    def __call__(self, speech: Sequence[np.ndarray], languages: Sequence[str]) -> list[Decoded]:
+    def __call__(
+        self,
+        speech: Sequence[np.ndarray],
+        languages: Sequence[str],
+        memberships: Sequence[Mapping[str, float]] | None = None,
+    ) -> list[Decoded]:
         """Decode a batch; languages may differ from row to row.
+
+        Recordings longer than the backbone takes are cut into windows, each with a decision of its
+        own.
 
         Args:
             speech: Waveforms ``(samples,)`` at 16 kHz.
-            languages: Of each; they choose the prompt and, in the oracle system, the expert.
+            languages: Of each; the prompt's in the systems baseline and oracle.
+            memberships: Oracle for experts that are no languages: weight by expert of each.
         """
-        began, device = time.perf_counter(), self.backbone.device
-        lengths = torch.tensor([len(x) for x in speech], device=device)
-        padded = torch.zeros(len(speech), max(map(len, speech)))
-        for row, x in zip(padded, speech, strict=True):
-            row[: len(x)] = torch.from_numpy(x)
-        gates = self._gates(languages, device)
-        # The oracle needs no look at the encoder: all of it runs with the gates in force.
-        with use_gates(gates):
-            lower = self.backbone.encode_lower(padded.to(device), lengths, 0)
-            encoded = self.backbone.encode_upper(lower, 0)
-        prompts = self.backbone.tokens.prompt(languages)
-        found = search(self.backbone, encoded, prompts, self.options.search(), gates)
-        texts = [self.backbone.tokens.decode(h.tokens) for h in found]
-        latency = time.perf_counter() - began
-        return [Decoded(t, h, latency) for t, h in zip(texts, found, strict=True)]
+        began, spent = time.perf_counter(), _Spent(self.backbone.device)
+        limit, margin = self.backbone.max_seconds, self.options.routing.window_margin
+        parts = whole_or_windows(speech, languages, limit, margin)
+        if len(parts) > len(speech):
+            logging.info(
+                "%d of %d recordings are longer than %.0f s: decoded in %d windows",
+                len({p.owner for p in parts if p.start}),
+                len(speech),
+                limit,
+                len(parts) - len(speech) + len({p.owner for p in parts if p.start}),
+            )
+        rows = self._cut(parts, spent) if self.plan.cuts else parts
+        for group in groups(rows, self.options.batch_size):
+            self._decode(group, memberships, spent)
+        latency, count = time.perf_counter() - began, len(speech)
+        return [
+            self._joined(
+                [p for p in parts if p.owner == owner],
+                [p for p in rows if p.owner == owner],
+                (latency, spent.encode / count, spent.route / count),
+            )
+            for owner in range(count)
+        ]
 
-    def require(self, languages: Sequence[str]) -> None:
+    def _decode(
+        self,
+        parts: list[Part],
+        memberships: Sequence[Mapping[str, float]] | None,
+        spent: "_Spent",
+    ) -> None:
+        """Encode, route and search one batch of parts; the results are put into them."""
+        own = None if memberships is None else [memberships[p.owner] for p in parts]
+        encoded, route = self._encode(parts, Truth([p.language for p in parts], own), spent)
+        prompts = self.backbone.tokens.prompt(route.languages)
+        found = search(
+            self.backbone, encoded, prompts, self.options.search(), route.gates, route.first
+        )
+        told = zip(parts, found, route.languages, route.records(), strict=True)
+        for part, hypothesis, language, record in told:
+            part.hypothesis, part.language, part.record = hypothesis, language, record
+            part.text = self.backbone.tokens.decode(hypothesis.tokens)
+
+    def _encode(self, parts: list[Part], truth: Truth, spent: "_Spent") -> tuple[Encoded, Route]:
+        """Encoder states with the experts in force, and the route that chose them."""
+        backbone, router = self.backbone, self.plan.router
+        speech, lengths = padded(parts, backbone.device)
+        if router is None or self.plan.cuts:
+            # The route needs no look at the encoder: all of it runs with the gates in force.
+            with spent.on("route"):
+                route = self._known(parts, truth)
+            with spent.on("encode"), use_gates(route.gates):
+                lower = backbone.encode_lower(speech, lengths, 0)
+                return backbone.encode_upper(lower, 0), route
+        # No expert acts below its first layer: up to there, one pass serves router and experts.
+        layer, shared = router.layer, min(router.layer, self.first_layer)
+        with spent.on("encode"), use_gates(None):
+            lower = backbone.encode_lower(speech, lengths, shared)
+            read = backbone.encode_layers(lower, shared, layer) if layer > shared else lower
+        with spent.on("route"):
+            route = self.plan.decide(read.hidden, read.spoken)
+        with spent.on("encode"), use_gates(route.gates):
+            return backbone.encode_upper(lower, shared), route
+
+    def _known(self, parts: list[Part], truth: Truth) -> Route:
+        """The route that needs no router, or that a cut has chosen already."""
+        if not self.plan.cuts:
+            return self.plan.known(truth, self.backbone.device)
+        assert self.experts is not None
+        gates = self.experts.one_hot([p.expert for p in parts], self.backbone.device)
+        return Route(gates, list(truth.languages), expert_names=self.experts.names)
+
+    def _cut(self, parts: list[Part], spent: "_Spent") -> list[Part]:
+        """Pieces of one language each, their experts chosen (system ``segment``)."""
+        plan, found = self.plan, []
+        assert isinstance(plan, FramePlan) and plan.router is not None
+        for group in groups(parts, self.options.batch_size):
+            speech, lengths = padded(group, self.backbone.device)
+            with spent.on("encode"), use_gates(None):
+                read = self.backbone.encode_lower(speech, lengths, plan.router.layer)
+            with spent.on("route"):
+                route = plan.decide(read.hidden, read.spoken)
+            told = zip(group, route.records(), route.segments(), strict=True)
+            for row, (part, record, segments) in enumerate(told):
+                part.record = record
+                cut = pieces(
+                    part.speech,
+                    segments,
+                    self.options.routing.min_segment,
+                    self.options.routing.snap,
+                )
+                for a, b, language in cut:
+                    expert = plan.expert_of(route, row, (a, b), language)
+                    piece = part.speech[a:b]
+                    found.append(Part(part.owner, part.start + a, piece, language, expert))
+        return sorted(found, key=lambda p: (p.owner, p.start))
+
+    def _joined(
+        self, parts: list[Part], rows: list[Part], seconds: tuple[float, float, float]
+    ) -> Decoded:
+        """An utterance from its windows and, where it was cut further, their pieces."""
+        record = join_records(parts)
+        if self.plan.cuts:
+            gates = join_records(rows)["gates"]
+            cuts = [[*p.span, p.language] for p in rows]
+            record = {**record, "gates": gates, "segments": cuts}
+        text = " ".join(p.text for p in rows if p.text)
+        hypothesis = join_hypotheses([p.hypothesis for p in rows if p.hypothesis is not None])
+        latency, encode, route = seconds
+        return Decoded(text, hypothesis, latency, rows[0].language, record, encode, route)
+
+    def require(self, languages: Sequence[str], has_memberships: bool = False) -> None:
         """Check before hours of decoding that every language has a token and an expert.
+
+        Args:
+            languages: True languages of what is to be decoded.
+            has_memberships: Whether the oracle goes by memberships instead of languages.
 
         Raises:
             UserError: Naming those that have none.
         """
+        if self.system not in ("baseline", "oracle"):
+            return
         self.backbone.tokens.prompt(languages)
-        if self.experts is not None and (
-            missing := sorted(set(languages) - set(self.experts.names))
-        ):
+        if self.experts is None or has_memberships:
+            return
+        if missing := sorted(set(languages) - set(self.experts.names)):
             raise ConfigError(
                 f"no expert for language(s) {', '.join(missing)}; "
-                f"experts: {' '.join(self.experts.names)}"
+                f"experts: {' '.join(self.experts.names)}; experts that are no languages need "
+                "--utt2experts FILE"
             )
 
-    def _gates(self, languages: Sequence[str], device: torch.device) -> Gates | None:
-        if self.experts is None:
-            return None
-        return self.router.gates(languages, self.experts.names, device)
-
     def parameters(self) -> tuple[int, int]:
-        """Number of parameters of backbone and experts together, and of the experts."""
+        """Number of parameters of the whole, and of experts and router."""
         own = sum(p.numel() for p in self.experts.parameters()) if self.experts else 0
-        return sum(p.numel() for p in self.backbone.parameters()), own
+        if self.plan.router is not None:
+            own += (router := sum(p.numel() for p in self.plan.router.parameters()))
+        else:
+            router = 0
+        return sum(p.numel() for p in self.backbone.parameters()) + router, own
 
 
-@dataclass(frozen=True)
-class _Item:
-    """An utterance and the set it is decoded for."""
+class _Spent:
+    """Seconds spent in the encoder and in routing; the GPU's queue is waited for."""
 
-    set: str
-    utterance: Utterance
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.encode, self.route = device, 0.0, 0.0
 
+    @contextmanager
+    def on(self, what: str) -> Iterator[None]:
+        """Add the time inside to ``encode`` or ``route``."""
+        began = self._now()
+        yield
+        setattr(self, what, getattr(self, what) + self._now() - began)
 
-def batches(items: Sequence[_Item], batch_size: int, job: int, num_jobs: int) -> list[list[_Item]]:
-    """The batches of one job: longest first, alike in duration, dealt out in turn.
-
-    Raises:
-        ConfigError: For a job that is not in 1..num_jobs.
-    """
-    if not 1 <= job <= num_jobs:
-        raise ConfigError(f"--job {job} is not in 1..{num_jobs} (--num_jobs)")
-
-    def rank(item: _Item) -> tuple[float, str, str]:
-        return -(item.utterance.duration or 0.0), item.utterance.utt_id, item.set
-
-    ordered = sorted(items, key=rank)
-    cut = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
-    return cut[job - 1 :: num_jobs]
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
 
-def decode_sets(
-    decoder: Decoder,
-    folders: Sequence[str | Path],
-    output: str | Path,
-    facts: Mapping[str, Any],
-    job: int = 1,
-    num_jobs: int = 1,
-) -> None:
-    """Decode test sets in one pass and write what scoring reads.
-
-    Args:
-        decoder: What decodes.
-        folders: Data directories; their names become the sets' names.
-        output: ``exp/<system>/<inference_tag>``; see :mod:`espnet_moe.scoring.folders`.
-        facts: What else the job's JSON tells (command, backbone, experts).
-        job: This job, from 1.
-        num_jobs: How many jobs share the sets.
-    """
-    output = Path(output)
-    names = [Path(f).name for f in folders]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"--data names sets of the same name: {', '.join(sorted(names))}")
-    items = [
-        _Item(name, utt)
-        for name, folder in zip(names, folders, strict=True)
-        for utt in read_datadir(folder)
-    ]
-    decoder.require(sorted({item.utterance.language for item in items}))
-    share = batches(items, decoder.options.batch_size, job, num_jobs)
-    if share:
-        # The first call of a process sets up libraries: it is not timed.
-        decoder([np.zeros(SAMPLE_RATE, dtype=np.float32)], [share[0][0].utterance.language])
-    lines: dict[str, list[str]] = {name: [] for name in names}
-    stats: dict[str, list[str]] = {name: [] for name in names}
-    wall = audio = 0.0
-    bar = tqdm(
-        total=sum(map(len, share)), desc=f"decode {job}/{num_jobs}", disable=None, unit="utt"
-    )
-    for batch in share:
-        speech = [load_audio(item.utterance.audio) for item in batch]
-        found = decoder(speech, [item.utterance.language for item in batch])
-        wall += found[0].latency
-        audio += sum(map(len, speech)) / SAMPLE_RATE
-        for item, x, one in zip(batch, speech, found, strict=True):
-            lines[item.set].append(f"{item.utterance.utt_id} {one.text}\n")
-            stats[item.set].append(_stats(item.utterance, x, one))
-        bar.update(len(batch))
-    bar.close()
-    for name in names:
-        folder = output / name / "logdir" / f"output.{job}"
-        _write(folder / "text", sorted(lines[name], key=lambda s: s.split(" ", 1)[0].encode()))
-        _write(folder / "stats.jsonl", stats[name])
-    params, own = decoder.parameters()
-    report = {
-        **facts,
-        "num_jobs": num_jobs,
-        "wall_seconds": round(wall, 4),
-        "audio_seconds": round(audio, 4),
-        "peak_memory_mb": round(peak_memory_mb(decoder.backbone.device), 1),
-        "params": params,
-        "trainable_params": own,
-        "device": str(decoder.backbone.device),
-        "batch_size": decoder.options.batch_size,
-        "beam_size": decoder.options.beam_size,
-    }
-    _write(output / "logdir" / f"output.{job}.json", [json.dumps(report, indent=2) + "\n"])
-    rate = wall / audio if audio else 0.0
-    logging.info("%d utterances, real-time factor %.4f", sum(map(len, share)), rate)
-
-
-def _stats(utt: Utterance, speech: np.ndarray, one: Decoded) -> str:
-    found = one.hypothesis
-    row = {
-        "utt_id": utt.utt_id,
-        "seconds_audio": round(len(speech) / SAMPLE_RATE, 4),
-        "latency_ms": round(1000 * one.latency, 3),
-        "score": round(found.score, 6),
-        "tokens": len(found.tokens),
-        "stop": found.stop,
-    }
-    return json.dumps(row) + "\n"
-
-
-def _write(path: Path, lines: Iterator[str] | Sequence[str]) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Most memory held so far, in MiB: the GPU's where one is used, else the process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _require_fit(router: Router, backbone: WhisperBackbone) -> None:
+    """Refuse a router that reads what this backbone does not have."""
+    problems = []
+    if not 0 <= router.layer <= backbone.num_encoder_layers:
+        last = backbone.num_encoder_layers
+        problems.append(f"it reads encoder layer {router.layer}, but the layers are 0..{last}")
+    if router.dim != (width := backbone.config.d_model):
+        problems.append(f"it takes frames {router.dim} wide, but these are {width} wide")
+    if problems:
+        raise ConfigError(f"the router is not for this backbone: {'; '.join(problems)}")

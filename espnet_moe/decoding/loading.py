@@ -1,6 +1,7 @@
 """From names on a command line to a decoder that is ready."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,32 +10,54 @@ import yaml
 from espnet_moe.backbones.whisper import WhisperBackbone
 from espnet_moe.config import ConfigError, build_options
 from espnet_moe.decoding.decoder import SYSTEMS, DecodeOptions, Decoder
+from espnet_moe.decoding.routing import RoutingOptions
+from espnet_moe.errors import UserError
 from espnet_moe.experts.expert_files import load_experts, read_manifest
+from espnet_moe.routing.families import family_of, load_families
+from espnet_moe.routing.oracle import parse_memberships
+from espnet_moe.routing.router_files import load_router, read_router_manifest
 
 
-def parse_experts(system: str, pairs: Sequence[str]) -> dict[str, str]:
+def parse_experts(
+    system: str,
+    pairs: Sequence[str],
+    router: str | None = None,
+    utt2experts: str | None = None,
+) -> dict[str, str]:
     """``["hi=exp/expert_hi/expert", …]`` → folder by name.
 
+    Args:
+        system: One of :data:`SYSTEMS`.
+        pairs: ``NAME=FOLDER`` each.
+        router: What ``--router`` says.
+        utt2experts: What ``--utt2experts`` says.
+
     Raises:
-        ConfigError: For an unknown system, a malformed or doubled pair, or experts that the system
-            lacks or has no use for.
+        ConfigError: For an unknown system, malformed or doubled pairs, or options that the system
+            lacks or has no use for; all at once.
     """
     if system not in SYSTEMS:
         raise ConfigError(f"--system {system} is unknown: choose one of {', '.join(SYSTEMS)}")
-    found: dict[str, str] = {}
+    problems, found = [], dict[str, str]()
     for pair in pairs:
         name, equals, folder = pair.partition("=")
         if not (name and equals and folder):
-            raise ConfigError(
-                f"--experts '{pair}' is not NAME=FOLDER, e.g. hi=exp/expert_hi/expert"
-            )
-        if name in found:
-            raise ConfigError(f"--experts names '{name}' twice")
+            problems.append(f"--experts '{pair}' is not NAME=FOLDER, e.g. hi=exp/expert_hi/expert")
+        elif name in found:
+            problems.append(f"--experts names '{name}' twice")
         found[name] = folder
-    if system == "baseline" and found:
-        raise ConfigError("--system baseline is the backbone alone: leave --experts out")
-    if system != "baseline" and not found:
-        raise ConfigError(f"--system {system} needs --experts NAME=FOLDER …")
+    if system == "baseline" and pairs:
+        problems.append("--system baseline is the backbone alone: leave --experts out")
+    if system != "baseline" and not pairs:
+        problems.append(f"--system {system} needs --experts NAME=FOLDER …")
+    if system in ("baseline", "oracle") and router is not None:
+        problems.append(f"--system {system} has no router: leave --router out")
+    if system not in ("baseline", "oracle", "fixed") and router is None:
+        problems.append(f"--system {system} needs --router FOLDER")
+    if system != "oracle" and utt2experts is not None:
+        problems.append("--utt2experts is for --system oracle: leave it out")
+    if problems:
+        raise ConfigError("; ".join(problems))
     return found
 
 
@@ -50,21 +73,133 @@ def read_options(path: str | None) -> DecodeOptions:
         raise ConfigError(f"--config {path} is not YAML: {error}") from error
     if not isinstance(conf, dict):
         raise ConfigError(f"--config {path} is no mapping of options to values")
-    return build_options(DecodeOptions, conf, path)
+    problems, nested = [], conf.pop("routing", None) or {}
+    routing = RoutingOptions()
+    try:
+        if not isinstance(nested, dict):
+            raise ConfigError(f"{path}: routing is a mapping, not {nested!r}")
+        routing = build_options(RoutingOptions, nested, f"{path}: routing")
+    except UserError as error:
+        problems.append(str(error))
+    try:
+        options = build_options(DecodeOptions, conf, path)
+    except UserError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return replace(options, routing=routing)
+
+
+def read_memberships(path: str | None) -> dict[str, dict[str, float]] | None:
+    """Weight by expert by utterance id, from a file with lines ``utt_id expert:weight …``.
+
+    Raises:
+        ConfigError: Naming the lines that are wrong.
+    """
+    if path is None:
+        return None
+    if not Path(path).is_file():
+        raise ConfigError(f"--utt2experts {path} does not exist")
+    found: dict[str, dict[str, float]] = {}
+    problems = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        utt_id, _, rest = line.partition(" ")
+        try:
+            if utt_id in found:
+                raise ConfigError(f"{utt_id} stands here twice")
+            found[utt_id] = parse_memberships(rest)
+        except UserError as error:
+            problems.append(f"{path}:{number}: {error}")
+    if problems:
+        more = f"\n  … {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ConfigError("\n  ".join(problems[:5]) + more)
+    return found
 
 
 def load_decoder(
-    backbone: str, context: str, experts: Mapping[str, str], config: str | None, device: str
+    backbone: str,
+    context: str,
+    experts: Mapping[str, str],
+    config: str | None,
+    device: str,
+    system: str = "",
+    router: str | None = None,
+    memberships: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Decoder:
-    """Load backbone and experts onto a device (``auto``: a GPU where there is one)."""
+    """Load backbone, experts and router onto a device (``auto``: a GPU where there is one).
+
+    Args:
+        backbone: Folder, ``.pt`` file or hub name.
+        context: Encoder input, ``variable`` or ``padded``.
+        experts: Folder by name; a router's system takes them in the router's order.
+        config: YAML of decoding options.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:0`` …
+        system: One of :data:`SYSTEMS`.
+        router: Folder of the router, for the systems that have one.
+        memberships: Weight by expert by utterance id, whose experts must be among those given.
+
+    Raises:
+        UserError: For anything that does not fit; what the files alone tell is told at once.
+    """
     options = read_options(config)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     place = _device(device)
+    if router is not None:
+        experts = _in_routers_order(router, experts, system, options.routing)
+    _require_named(memberships, experts)
     model = WhisperBackbone.from_pretrained(backbone, context)
     _require_same_setting(model, experts)
+    chooser = None if router is None else load_router(router, model.digest())
     found = load_experts(model, experts) if experts else None
-    return Decoder(model.to(place), found, options)
+    return Decoder(model.to(place), found, options, system, chooser)
+
+
+def _in_routers_order(
+    folder: str, experts: Mapping[str, str], system: str, options: RoutingOptions
+) -> dict[str, str]:
+    """The experts in the order of the router's logits; everything wrong with its settings."""
+    manifest = read_router_manifest(folder)
+    names, languages = list(manifest["experts"]), list(manifest["languages"])
+    problems = []
+    if missing := [n for n in names if n not in experts]:
+        problems.append(f"--experts lacks {', '.join(missing)}, which the router chooses")
+    if extra := [n for n in experts if n not in names]:
+        problems.append(f"the router does not know --experts {', '.join(extra)}")
+    if unknown := sorted(set(options.allowed) - set(languages)):
+        problems.append(f"routing: allowed language(s) {', '.join(unknown)} are unknown to it")
+    if system == "topk" and options.k > len(names):
+        problems.append(f"routing: k is {options.k}, but it has {len(names)} experts")
+    if system == "fixed" and options.expert not in names:
+        problems.append(f"routing: expert '{options.expert}' is none of its experts")
+    level = manifest["options"].get("level")
+    if system in ("frame", "segment") and level != "frame":
+        problems.append(f"--system {system} needs a frame-level router, this one's is {level}")
+    if system == "hierarchical":
+        try:
+            if not options.tree:
+                raise ConfigError("routing: tree is needed: the YAML file of the family tree")
+            family_of(load_families(options.tree), names)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError(
+            f"router {folder}: {'; '.join(problems)}; its experts: {' '.join(names)}, its "
+            f"languages: {' '.join(languages)}"
+        )
+    return {name: experts[name] for name in names}
+
+
+def _require_named(
+    memberships: Mapping[str, Mapping[str, float]] | None, experts: Mapping[str, str]
+) -> None:
+    """Refuse memberships in experts that are not given."""
+    named = {n for row in (memberships or {}).values() for n in row}
+    if unknown := sorted(named - set(experts)):
+        raise ConfigError(
+            f"--utt2experts names {', '.join(unknown)}, which --experts does not give; experts: "
+            f"{' '.join(experts)}"
+        )
 
 
 def _require_same_setting(model: WhisperBackbone, experts: Mapping[str, str]) -> None:

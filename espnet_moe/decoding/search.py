@@ -25,7 +25,9 @@ class DecodingBackbone(Protocol):
     def max_target_length(self) -> int:
         """Longest token sequence, prompt included."""
 
-    def start(self, encoded: Encoded, beams: int, max_length: int) -> DecoderState:
+    def start(
+        self, encoded: Encoded, beams: int, max_length: int, record_attention: bool = False
+    ) -> DecoderState:
         """Caches for ``beams`` rows an utterance."""
 
     def step(self, tokens: torch.Tensor, state: DecoderState) -> torch.Tensor:
@@ -97,15 +99,23 @@ def search(
     prompts: torch.Tensor,
     options: SearchOptions,
     gates: Gates | None = None,
+    first: torch.Tensor | None = None,
 ) -> list[Hypothesis]:
     """Decode a batch.
+
+    With gates a frame, the decoder's gates at a step are those of the encoder frames that its
+    cross-attention looked at the step before: ``Σ_f attention_f · gates_f``, the attention being
+    the mean over heads and layers.
 
     Args:
         backbone: Gives logits step by step.
         encoded: Encoder states of the batch.
         prompts: ``(batch, prompt tokens)``, any language in any row.
         options: Beam, caps, penalties.
-        gates: Experts of each row, ``(batch, experts)``; ``None`` for the backbone alone.
+        gates: Experts of each row ``(batch, experts)`` or frame ``(batch, frames, experts)``;
+            ``None`` for the backbone alone.
+        first: With gates a frame, those of the first step ``(batch, experts)``; without, the first
+            frame's.
 
     Returns:
         The best hypothesis of each row.
@@ -113,7 +123,52 @@ def search(
     room = backbone.max_target_length - prompts.size(1)
     limit = min(options.max_tokens, room) if options.max_tokens else room
     run = _Beams if options.beam_size > 1 else _Greedy
-    return run(backbone, encoded, prompts, options, gates, limit).decode()
+    rows = _RowGates(gates, first, options.beam_size)
+    return run(backbone, encoded, prompts, options, rows, limit).decode()
+
+
+class _RowGates:
+    """The gates of the utterances that still run, and of their rows: the beams of each.
+
+    Args:
+        gates: Of the utterances at the start; ``None`` for the backbone alone.
+        first: See :func:`search`.
+        beams: Rows an utterance.
+    """
+
+    def __init__(self, gates: Gates | None, first: torch.Tensor | None, beams: int) -> None:
+        self.utterances, self.beams = gates, beams
+        # One expert for all frames of all rows stays one, wherever a step looks.
+        self.by_frame = gates is not None and gates.weights.dim() == 3 and gates.uniform is None
+        start = gates
+        if gates is not None and gates.weights.dim() == 3:
+            start = Gates(gates.weights[:, 0] if first is None else first, None, gates.uniform)
+        self.start = start
+        self.rows = self._expanded(start)
+
+    def _expanded(self, gates: Gates | None) -> Gates | None:
+        if gates is None or self.beams == 1:
+            return gates
+        device = gates.weights.device
+        return gates.select(
+            torch.arange(gates.weights.size(0), device=device).repeat_interleave(self.beams)
+        )
+
+    def follow(self, attention: torch.Tensor | None) -> None:
+        """Give every row what it looks at: ``attention (rows, frames)`` of its latest step."""
+        if attention is None or not self.by_frame or self.utterances is None:
+            return
+        frames = self.utterances.weights  # (utterances, frames, experts)
+        looks = attention.unflatten(0, (frames.size(0), self.beams)).to(frames.dtype)
+        self.rows = Gates(torch.matmul(looks, frames).flatten(0, 1))
+
+    def keep(self, utterances: torch.Tensor) -> None:
+        """Go on with the utterances ``(n,)``."""
+        if self.utterances is None or self.start is None:
+            return
+        self.utterances = self.utterances.select(utterances)
+        self.start = self.start.select(utterances)
+        self.rows = self._expanded(self.start)
 
 
 class _Search:
@@ -125,7 +180,7 @@ class _Search:
         encoded: Encoded,
         prompts: torch.Tensor,
         options: SearchOptions,
-        gates: Gates | None,
+        gates: _RowGates,
         limit: int,
     ) -> None:
         self.backbone, self.options, self.limit = backbone, options, limit
@@ -133,21 +188,24 @@ class _Search:
         self.device = encoded.hidden.device
         batch = encoded.hidden.size(0)
         rows = torch.arange(batch, device=self.device).repeat_interleave(self.beams)
-        self.gates = gates  # of the utterances still running
-        self.row_gates = gates.select(rows) if gates is not None and self.beams > 1 else gates
+        self.gates = gates
         self.running = list(range(batch))
         self.done: list[Hypothesis | None] = [None] * batch
         self.banned = torch.tensor(backbone.tokens.suppressed, device=self.device)
         self.banned_first = torch.tensor(
             backbone.tokens.suppressed_first, device=self.device, dtype=torch.long
         )
-        with use_gates(gates):
-            self.state = backbone.start(encoded, self.beams, prompts.size(1) + limit)
+        # Attention is recorded, at its cost, only where the gates follow it.
+        record = {"record_attention": True} if gates.by_frame else {}
+        with use_gates(gates.utterances):
+            self.state = backbone.start(encoded, self.beams, prompts.size(1) + limit, **record)
         self.next = prompts.to(self.device).index_select(0, rows)
 
     def log_probabilities(self) -> torch.Tensor:
         """Of the next token, ``(rows, vocabulary)`` in fp32, special tokens ruled out."""
-        with use_gates(self.row_gates):
+        if self.gates.by_frame:
+            self.gates.follow(self.state.attention)
+        with use_gates(self.gates.rows):
             logits = self.backbone.step(self.next, self.state).float()
         logits = logits.index_fill(1, self.banned, -torch.inf)
         if self.next.size(1) > 1:  # the prompt: what comes is the first token
@@ -159,10 +217,7 @@ class _Search:
         index = torch.tensor(slots, dtype=torch.long, device=self.device)
         self.running = [self.running[s] for s in slots]
         self.state.select_utterances(index)
-        if self.gates is not None:
-            self.gates = self.gates.select(index)
-            rows = index.new_tensor(range(len(slots))).repeat_interleave(self.beams)
-            self.row_gates = self.gates.select(rows)
+        self.gates.keep(index)
 
     def loops(self, tokens: Sequence[int]) -> bool:
         """Whether a transcript has begun to repeat itself."""

@@ -106,6 +106,25 @@ def test_caches_follow_rows_and_utterances(backbone, batch_of):
     torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
 
 
+@torch.no_grad()
+def test_spoken_frames_leave_out_the_padding_to_30_s(make_backbone, batch_of):
+    speech, lengths = batch_of(*SECONDS)
+    padded, variable = (
+        encode(make_backbone(context), speech, lengths) for context in ("padded", "variable")
+    )
+    assert padded.lengths.tolist() == [1500] * 3
+    assert padded.spoken.tolist() == variable.spoken.tolist() == variable.lengths.tolist()
+
+
+@torch.no_grad()
+def test_layers_in_any_pieces_are_the_same_layers(backbone, batch_of):
+    speech, lengths = batch_of(*SECONDS)
+    for layer in range(backbone.num_encoder_layers + 1):
+        want = backbone.encode_lower(speech, lengths, layer)
+        got = backbone.encode_layers(backbone.encode_lower(speech, lengths, 0), 0, layer)
+        assert torch.equal(got.hidden, want.hidden) and torch.equal(got.spoken, want.spoken)
+
+
 def test_too_long_an_utterance(make_backbone):
     speech = torch.zeros(1, 31 * 16000)
     for context in ("variable", "padded"):

@@ -10,8 +10,9 @@ import torch
 from espnet_moe.bin import decode as command
 from espnet_moe.config import ConfigError
 from espnet_moe.data.utterance import Utterance
-from espnet_moe.decoding.decoder import DecodeOptions, Decoder, _Item, batches
+from espnet_moe.decoding.decoder import DecodeOptions, Decoder
 from espnet_moe.decoding.loading import load_decoder, parse_experts
+from espnet_moe.decoding.sets import _Item, batches
 from espnet_moe.experts.expert_files import save_expert
 from espnet_moe.experts.expert_set import ExpertError, ExpertSet, LoRAOptions
 
@@ -137,7 +138,8 @@ def test_batches_cover_everything_once_and_are_alike_in_length():
 @pytest.mark.parametrize(
     ("system", "pairs", "message"),
     [
-        ("soft", ["hi=x"], "--system soft is unknown: choose one of baseline, oracle"),
+        ("softer", ["hi=x"], "--system softer is unknown: choose one of baseline, oracle, hard"),
+        ("soft", ["hi=x"], "--system soft needs --router FOLDER"),
         ("oracle", ["hi"], "'hi' is not NAME=FOLDER"),
         ("oracle", ["=x"], "'=x' is not NAME=FOLDER"),
         ("oracle", ["hi=x", "hi=y"], "names 'hi' twice"),

@@ -1,0 +1,137 @@
+"""Whisper's attention over transformers' own projections, and the caches of a running decode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass
+class Encoded:
+    """Encoder states of a batch.
+
+    Attributes:
+        hidden: ``(batch, frames, dim)``.
+        lengths: ``(batch,)`` valid frames (20 ms each) of every row: all 1500 of them where the
+            backbone hears the padding to 30 s too.
+        speech_lengths: ``(batch,)`` frames of every row that hold speech; ``None`` where that is
+            not known.
+    """
+
+    hidden: torch.Tensor
+    lengths: torch.Tensor
+    speech_lengths: torch.Tensor | None = None
+
+    @property
+    def spoken(self) -> torch.Tensor:
+        """``(batch,)`` frames without padding of any kind: what poolings and routers look at."""
+        return self.lengths if self.speech_lengths is None else self.speech_lengths
+
+    def mask(self) -> torch.Tensor | None:
+        """Valid keys ``(batch, 1, 1, frames)``, or ``None`` where every row is full."""
+        frames = self.hidden.size(1)
+        if bool((self.lengths >= frames).all()):
+            return None
+        valid = torch.arange(frames, device=self.hidden.device) < self.lengths.unsqueeze(1)
+        return valid[:, None, None, :]
+
+
+@dataclass
+class DecoderState:
+    """Key-value caches of a running decode: one group of ``beams`` rows an utterance.
+
+    Attributes:
+        self_keys, self_values: Per layer ``(rows, heads, capacity, head_dim)``; the first
+            ``length`` positions are filled.
+        cross_keys, cross_values: Per layer ``(utterances, heads, frames, head_dim)``, shared by
+            the beams of an utterance.
+        cross_mask: ``(utterances, 1, 1, frames)`` or ``None``.
+        length: Tokens decoded so far.
+        record_attention: Whether steps leave their cross-attention in ``attention``.
+        attention: ``(rows, frames)`` fp32: where the last token of the latest step looked, mean
+            over heads and layers; rows sum to one. ``None`` before a step and where not recorded.
+    """
+
+    self_keys: list[torch.Tensor]
+    self_values: list[torch.Tensor]
+    cross_keys: list[torch.Tensor]
+    cross_values: list[torch.Tensor]
+    cross_mask: torch.Tensor | None
+    length: int = 0
+    record_attention: bool = False
+    attention: torch.Tensor | None = None
+
+    def select_rows(self, rows: torch.Tensor) -> None:
+        """Reorder or drop rows ``(n,)`` of what belongs to a row (beam search)."""
+        self.self_keys = [k.index_select(0, rows) for k in self.self_keys]
+        self.self_values = [v.index_select(0, rows) for v in self.self_values]
+        if self.attention is not None:
+            self.attention = self.attention.index_select(0, rows)
+
+    def select_utterances(self, utterances: torch.Tensor) -> None:
+        """Keep a subset of utterances ``(n,)`` in the cross-attention caches."""
+        self.cross_keys = [k.index_select(0, utterances) for k in self.cross_keys]
+        self.cross_values = [v.index_select(0, utterances) for v in self.cross_values]
+        if self.cross_mask is not None:
+            self.cross_mask = self.cross_mask.index_select(0, utterances)
+
+
+def heads(attention: Any, x: torch.Tensor) -> torch.Tensor:
+    """``(batch, frames, dim)`` → ``(batch, heads, frames, head_dim)``."""
+    return x.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+
+
+def keys_values(attention: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values ``(batch, heads, frames, head_dim)`` of ``x (batch, frames, dim)``."""
+    return heads(attention, attention.k_proj(x)), heads(attention, attention.v_proj(x))
+
+
+def attend(
+    attention: Any,
+    x: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    causal: bool = False,
+) -> torch.Tensor:
+    """Attention of ``x (batch, n, dim)`` over ``keys (batch, heads, m, head_dim)``."""
+    query = heads(attention, attention.q_proj(x) * attention.scaling)
+    drop = attention.dropout if attention.training else 0.0
+    out = F.scaled_dot_product_attention(query, keys, values, mask, drop, causal, scale=1.0)
+    return attention.out_proj(out.transpose(1, 2).flatten(2))
+
+
+def attend_shared(
+    attention: Any,
+    x: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    seen: list[torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Attention of ``x (utterances · beams, n, dim)`` over keys that the beams share.
+
+    Args:
+        attention: transformers' module.
+        x: ``(utterances · beams, n, dim)``; the beams of an utterance stand together.
+        keys: ``(utterances, heads, frames, head_dim)``.
+        values: Of the same shape.
+        mask: ``(utterances, 1, 1, frames)`` or ``None``.
+        seen: Takes the weights ``(rows, frames)`` of the last position, mean over heads, where
+            somebody asks; the fused kernel does not tell them, so they cost a product of their own.
+    """
+    rows, n, _ = x.shape
+    utterances = keys.size(0)
+    query = attention.q_proj(x) * attention.scaling
+    query = heads(attention, query.reshape(utterances, -1, query.size(-1)))
+    out = F.scaled_dot_product_attention(query, keys, values, mask, scale=1.0)
+    if seen is not None:
+        last = query[:, :, n - 1 :: n]  # (utterances, heads, beams, head_dim)
+        scores = torch.matmul(last, keys.transpose(-1, -2)).float()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        seen.append(scores.softmax(-1).mean(1).flatten(0, 1))
+    return attention.out_proj(out.transpose(1, 2).reshape(rows, n, -1))

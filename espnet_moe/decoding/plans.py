@@ -1,0 +1,262 @@
+"""Which experts and which prompt language an utterance gets, system by system.
+
+A plan is chosen once from the system's name. It either knows the route beforehand (baseline,
+oracle) or reads the encoder's layer ``k`` and decides by a router.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from espnet_moe.config import ConfigError
+from espnet_moe.decoding.routing import Route, RoutingOptions, Truth, frame_mean
+from espnet_moe.experts.gates import Gates
+from espnet_moe.routing.oracle import OracleRouter, membership_gates
+from espnet_moe.routing.pooling import FRAME_SAMPLES, valid_frames
+from espnet_moe.routing.routers import Routed, Router, restrict
+from espnet_moe.routing.smoothing import smooth
+from espnet_moe.routing.strategies import STRATEGIES, StrategyOptions, build_strategy
+
+SYSTEMS = ("baseline", "oracle", *STRATEGIES, "frame", "segment")
+
+
+class Plan(Protocol):
+    """Where the route of a batch comes from."""
+
+    router: Router | None
+    cuts: bool
+
+    def known(self, truth: Truth, device: torch.device) -> Route:
+        """The route, where it needs no look at the encoder (``router`` is ``None``)."""
+
+    def decide(self, frames: torch.Tensor, lengths: torch.Tensor) -> Route:
+        """The route from frames ``(batch, frames, dim)`` of the router's layer."""
+
+
+class KnownPlan:
+    """Baseline, oracle, or one fixed expert: the route is known beforehand.
+
+    Args:
+        experts: Names of the experts in the order of the gates; none for the baseline.
+        expert: The one that takes everything, whose name is also the prompt's language.
+    """
+
+    router: Router | None = None
+    cuts = False
+
+    def __init__(self, experts: Sequence[str], expert: str = "") -> None:
+        self.experts, self.expert = tuple(experts), expert
+
+    def known(self, truth: Truth, device: torch.device) -> Route:
+        """True languages, true experts; or the fixed one."""
+        languages = list(truth.languages)
+        if not self.experts:
+            return Route(None, languages)
+        if self.expert:
+            languages = [self.expert] * len(languages)
+        if truth.memberships is not None and not self.expert:
+            gates = membership_gates(truth.memberships, self.experts, device)
+        else:
+            gates = OracleRouter().gates(languages, self.experts, device)
+        return Route(gates, languages, expert_names=self.experts)
+
+    def decide(self, frames: torch.Tensor, lengths: torch.Tensor) -> Route:
+        """Never asked."""
+        raise ConfigError("this system has no router")
+
+
+class UtterancePlan:
+    """A decision a row, by a strategy; a frame router's posteriors are averaged over the row.
+
+    Args:
+        system: One of ``STRATEGIES``.
+        router: In evaluation mode.
+        options: The strategy's and the allowed languages.
+        tokens_for: Languages that the backbone can be prompted with.
+    """
+
+    cuts = False
+
+    def __init__(
+        self, system: str, router: Router, options: RoutingOptions, tokens_for: Sequence[str]
+    ) -> None:
+        self.router: Router | None = router
+        self.allowed = options.allowed
+        self.same = router.experts == router.languages
+        allowed = options.allowed if self.same else ()
+        self.strategy = build_strategy(
+            system,
+            StrategyOptions(options.threshold, options.k, options.tree, options.expert, allowed),
+            router.experts,
+        )
+        # The prompt says the language of the one expert that was chosen, where there is one.
+        self.by_gates = self.same and system == "hierarchical"
+        self.language = options.expert if system == "fixed" else ""
+        if self.language not in tokens_for:
+            self.language = ""
+        _require_languages(router, options.allowed, tokens_for)
+
+    def known(self, truth: Truth, device: torch.device) -> Route:
+        """Never asked."""
+        raise ConfigError("this system's router decides")
+
+    def decide(self, frames: torch.Tensor, lengths: torch.Tensor) -> Route:
+        """One look at the batch."""
+        assert self.router is not None
+        routed = self.router(frames, lengths)
+        experts, languages = _allow(routed, self.router, self.allowed)
+        if routed.lengths is not None:
+            mean = frame_mean(experts.softmax(-1), lengths).log()
+            languages = mean if self.same else frame_mean(languages.softmax(-1), lengths).log()
+            experts = mean
+        gates = self.strategy.gates(experts)
+        best = gates.weights if self.by_gates else languages
+        names = self.router.languages
+        chosen = [self.language] * len(best) if self.language else []
+        return Route(
+            gates,
+            chosen or [names[i] for i in best.argmax(-1).tolist()],
+            expert_names=self.router.experts,
+            experts=experts.softmax(-1),
+            language_names=names,
+            posteriors=languages.softmax(-1),
+            lengths=lengths,
+        )
+
+
+class FramePlan:
+    """A decision a frame, smoothed; the systems ``frame`` and ``segment``.
+
+    Args:
+        system: ``frame``, or ``segment``, which cuts the utterance at the switches.
+        router: A frame-level one, in evaluation mode.
+        options: Smoothing, gates, allowed languages.
+        tokens_for: Languages that the backbone can be prompted with.
+    """
+
+    def __init__(
+        self, system: str, router: Router, options: RoutingOptions, tokens_for: Sequence[str]
+    ) -> None:
+        if router.options.level != "frame":
+            raise ConfigError(
+                f"--system {system} needs a frame-level router, but this one has level "
+                f"{router.options.level}: train one with --router_conf level=frame"
+            )
+        self.router: Router | None = router
+        self.cuts = system == "segment"
+        self.options, self.smoothing = options, options.smoother()
+        self.same = router.experts == router.languages
+        _require_languages(router, options.allowed, tokens_for)
+
+    def known(self, truth: Truth, device: torch.device) -> Route:
+        """Never asked."""
+        raise ConfigError("this system's router decides")
+
+    def decide(self, frames: torch.Tensor, lengths: torch.Tensor) -> Route:
+        """One look at the batch."""
+        assert self.router is not None
+        experts, languages = _allow(self.router(frames, lengths), self.router, self.options.allowed)
+        labels = smooth(languages, lengths, self.smoothing)
+        posteriors = experts.softmax(-1)
+        if self.options.frame_gates == "soft":
+            weights = posteriors
+        else:
+            chosen = labels if self.same else smooth(experts, lengths, self.smoothing)
+            weights = torch.nn.functional.one_hot(chosen, experts.size(-1)).float()
+        # Frames behind the speech have no say of their own: they go with the last one.
+        at = torch.arange(weights.size(1), device=weights.device).minimum(lengths[:, None] - 1)
+        weights = weights.gather(1, at.clamp(min=0)[..., None].expand_as(weights))
+        opening = (labels == labels[:, :1]).long().cummin(1).values.bool()
+        opening &= valid_frames(lengths, labels.size(1))
+        opening[:, 0] = True
+        first = (weights * opening[..., None]).sum(1) / opening.sum(1, keepdim=True)
+        return Route(
+            Gates.of(weights),
+            [self.router.languages[i] for i in labels[:, 0].tolist()],
+            first,
+            self.router.experts,
+            frame_mean(posteriors, lengths),
+            self.router.languages,
+            frame_mean(languages.softmax(-1), lengths),
+            labels,
+            experts,
+            lengths,
+        )
+
+    def expert_of(self, route: Route, row: int, span: tuple[int, int], language: str) -> str:
+        """The expert of a piece of a row (samples): its language's, or its frames' best."""
+        if self.same:
+            return language
+        assert route.expert_logits is not None
+        start, end = span[0] // FRAME_SAMPLES, -(-span[1] // FRAME_SAMPLES)
+        posteriors = route.expert_logits[row, start:end].softmax(-1)
+        return route.expert_names[int(posteriors.mean(0).argmax())]
+
+
+def build_plan(
+    system: str,
+    experts: Sequence[str],
+    router: Router | None,
+    options: RoutingOptions,
+    tokens_for: Sequence[str],
+) -> Plan:
+    """The plan of a system, everything checked.
+
+    Args:
+        system: One of :data:`SYSTEMS`.
+        experts: Names of the experts in the order of the gates.
+        router: Where the system has one.
+        options: Settings of the decisions.
+        tokens_for: Languages that the backbone can be prompted with.
+
+    Raises:
+        UserError: For what the system lacks or cannot use.
+    """
+    if system not in SYSTEMS:
+        raise ConfigError(f"--system {system} is unknown: choose one of {', '.join(SYSTEMS)}")
+    if system in ("baseline", "oracle"):
+        return KnownPlan(experts if system == "oracle" else ())
+    if router is None:
+        if system == "fixed" and options.expert in experts and options.expert in tokens_for:
+            return KnownPlan(experts, options.expert)
+        raise ConfigError(
+            f"--system {system} needs --router FOLDER"
+            + (
+                "; without one, routing: expert names an expert that is a language of the backbone"
+                if system == "fixed"
+                else ""
+            )
+        )
+    if tuple(experts) != router.experts:
+        raise ConfigError(
+            f"the router chooses among {' '.join(router.experts)}, but the experts given are "
+            f"{' '.join(experts)}: give each of the router's experts"
+        )
+    kind = FramePlan if system in ("frame", "segment") else UtterancePlan
+    return kind(system, router, options, tokens_for)
+
+
+def _require_languages(router: Router, allowed: Sequence[str], tokens_for: Sequence[str]) -> None:
+    """Refuse languages that are none of the router's, or that no prompt can name."""
+    problems = []
+    if unknown := sorted(set(allowed) - set(router.languages)):
+        problems.append(f"routing: allowed language(s) {', '.join(unknown)} are unknown")
+    chosen = [code for code in router.languages if not allowed or code in allowed]
+    if mute := sorted(set(chosen) - set(tokens_for)):
+        problems.append(f"the backbone has no token for language(s) {', '.join(mute)}")
+    if problems:
+        names = " ".join(router.languages)
+        raise ConfigError(f"{'; '.join(problems)}; languages of the router: {names}")
+
+
+def _allow(
+    routed: Routed, router: Router, allowed: Sequence[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Expert and language logits with what is not allowed ruled out."""
+    if not allowed:
+        return routed.experts, routed.languages
+    languages = restrict(routed.languages, router.languages, allowed)
+    return (languages if router.experts == router.languages else routed.experts), languages
