@@ -1,6 +1,7 @@
-"""From a training's best checkpoint to expert folders that decoding loads."""
+"""From a training's best checkpoint to the expert and router folders that decoding loads."""
 
 import argparse
+import logging
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,25 @@ from espnet_moe.config import ConfigError
 from espnet_moe.data.normalize import NORMALIZER
 from espnet_moe.experts.expert_files import save_expert
 from espnet_moe.files import sha256
+from espnet_moe.model import JointModel, RouterModel
+from espnet_moe.router_report import decide, figures
+from espnet_moe.routing.router_files import save_router
 from espnet_moe.task import MoETask
 
+COLLAPSED_SHARE = 0.01  # of an expert's fair share of the utterances
+_DATA = ("wav.scp", "text", "utt2experts", "utt2weight", "text.alt")
 
-def export_experts(args: argparse.Namespace) -> list[Path]:
-    """Write the experts of a finished training.
+
+def export(args: argparse.Namespace) -> list[Path]:
+    """Write what a finished training has trained.
 
     Args:
         args: The training's options, as the trainer completed them.
 
     Returns:
-        ``<output_dir>/expert`` for a single expert, else ``<output_dir>/expert_<name>`` each.
+        Phase expert: ``<output_dir>/expert`` for a single expert, else
+        ``<output_dir>/expert_<name>`` each. Phase router: ``<output_dir>/router``. Phase joint:
+        ``<output_dir>/expert_<name>`` each and ``<output_dir>/router``, which is the last.
 
     Raises:
         ConfigError: Where there is no best checkpoint.
@@ -31,25 +40,75 @@ def export_experts(args: argparse.Namespace) -> list[Path]:
     best = output / f"{phase}.{key}.best.pth"
     if not best.exists():
         raise ConfigError(f"{best} is missing: the training made no checkpoint to export")
-    model = MoETask.build_model(args)
+    model: Any = MoETask.build_model(args)
     model.load_state_dict(torch.load(best, map_location="cpu", weights_only=True))
+    data = Path(args.train_dir)
+    figures_of_best = _valid_figures(output, best)
     facts = {
         "backbone": args.backbone_conf["path"],
         "context": args.backbone_conf["context"],
         "tokenizer_digest": model.backbone.tokens.digest(),
-        "languages": _languages(Path(args.train_dir)),
-        "data_digest": sha256(*(Path(args.train_dir) / n for n in ("wav.scp", "text"))),
+        "data_digest": sha256(*(data / n for n in _DATA if (data / n).is_file())),
         "normalizer": NORMALIZER,
         "git_commit": git_commit(),
         "phase": args.phase,
-        "metrics": _metrics(output, best),
+        "metrics": {
+            k: v
+            for k, v in figures_of_best.items()
+            if k in ("epoch", "loss", "wer") or k.startswith("acc")
+        },
     }
+    if args.phase == "joint":
+        facts["collapsed"] = _collapsed(figures_of_best, args.experts)
     folders = []
-    for name in model.experts.names:
-        folder = output / ("expert" if len(model.experts) == 1 else f"expert_{name}")
-        save_expert(folder, model.experts, name, args.base_digest, facts)
-        folders.append(folder)
+    for name in () if model.experts is None else model.experts.names:
+        alone = args.phase == "expert" and len(model.experts) == 1
+        folders.append(output / ("expert" if alone else f"expert_{name}"))
+        own = {**facts, "languages": _languages(data)}
+        save_expert(folders[-1], model.experts, name, args.base_digest, own)
+    if isinstance(model, RouterModel | JointModel):
+        folders.append(output / "router")
+        facts["metrics"] |= _calibrate(args, model)
+        save_router(folders[-1], model.router, args.base_digest, facts)
     return folders
+
+
+def _calibrate(args: argparse.Namespace, model: RouterModel | JointModel) -> dict[str, Any]:
+    """Set a router's temperature by the validation set, and measure it there.
+
+    The router of a joint training keeps 1: its experts have learnt with those gates.
+    """
+    model.to("cuda" if args.ngpu > 0 else "cpu")
+    batches = MoETask.build_streaming_iterator(
+        args.valid_data_path_and_name_and_type,
+        preprocess_fn=MoETask.build_preprocess_fn(args, train=False),
+        collate_fn=MoETask.build_collate_fn(args, train=False),
+        dtype="float32",
+        key_file=args.valid_shape_file[0],
+        batch_size=args.valid_batch_size or args.batch_size,
+        num_workers=args.num_workers,
+        ngpu=args.ngpu,
+    )
+    experts, languages = decide(model, batches)
+    temperature = 1.0
+    if isinstance(model, RouterModel):
+        temperature = experts.fit()
+        model.router.temperature.fill_(temperature)
+    model.to("cpu")
+    found = {"language": figures(languages, temperature, model.router.languages)}
+    if model.router.experts != model.router.languages:
+        found["expert"] = figures(experts, temperature, model.router.experts)
+    for head, values in found.items():
+        if values:
+            logging.info(
+                "router on %s: %s accuracy %.2f %%, calibration error %.4f, before %.4f",
+                args.valid_dir,
+                head,
+                values["accuracy"],
+                values["ece"],
+                values["ece_before"],
+            )
+    return {"temperature": round(temperature, 4), **found}
 
 
 def git_commit() -> str | None:
@@ -69,10 +128,19 @@ def _languages(folder: Path) -> list[str]:
         return sorted({line.split()[1] for line in lines})
 
 
-def _metrics(output: Path, best: Path) -> dict[str, Any]:
+def _valid_figures(output: Path, best: Path) -> dict[str, Any]:
     """The validation figures of the best epoch, as the checkpoint holds them."""
     states = torch.load(output / "checkpoint.pth", map_location="cpu", weights_only=True)
     epoch = int(best.resolve().name.removesuffix("epoch.pth"))
     valid = states["reporter"]["stats"][epoch]["valid"]
-    figures = {k: round(float(v), 4) for k, v in valid.items() if k in ("loss", "acc", "wer")}
-    return {"epoch": epoch, **figures}
+    numbers = {k: round(float(v), 4) for k, v in valid.items() if isinstance(v, int | float)}
+    return {"epoch": epoch, **numbers}
+
+
+def _collapsed(valid: dict[str, Any], experts: list[str]) -> list[str]:
+    """Experts that got (nearly) no utterance of the validation set."""
+    least = COLLAPSED_SHARE / len(experts)
+    collapsed = [name for name in experts if valid[f"usage_{name}"] < least]
+    if collapsed:
+        logging.warning("collapsed: no utterance is routed to %s", ", ".join(collapsed))
+    return collapsed

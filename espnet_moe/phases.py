@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -13,17 +13,32 @@ from espnet_moe.experts.expert_set import ExpertSet
 class PhasedModel(Protocol):
     """What a phase needs of a model."""
 
-    experts: ExpertSet
+    experts: ExpertSet | None
+    router: Any
 
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """All parameters by name."""
 
 
-def _expert(model: PhasedModel) -> list[nn.Parameter]:
-    return model.experts.parameters()
+def experts_of(model: PhasedModel) -> list[nn.Parameter]:
+    """Parameters of all experts."""
+    return [] if model.experts is None else model.experts.parameters()
 
 
-PHASES: dict[str, Callable[[PhasedModel], list[nn.Parameter]]] = {"expert": _expert}
+def router_of(model: PhasedModel) -> list[nn.Parameter]:
+    """Parameters of the router; the oracle has none."""
+    return list(model.router.parameters()) if isinstance(model.router, nn.Module) else []
+
+
+def _joint(model: PhasedModel) -> list[nn.Parameter]:
+    return experts_of(model) + router_of(model)
+
+
+PHASES: dict[str, Callable[[PhasedModel], list[nn.Parameter]]] = {
+    "router": router_of,
+    "expert": experts_of,
+    "joint": _joint,
+}
 
 
 def begin(phase: str, model: PhasedModel) -> None:

@@ -1,32 +1,45 @@
 """From a data directory's strings and samples to the numbers of a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import soxr
+from espnet2.samplers.abs_sampler import AbsSampler
 from espnet2.train.preprocessor import AbsPreprocessor
 
 from espnet_moe.backbones.features import MAX_SAMPLES, SAMPLE_RATE
 from espnet_moe.backbones.whisper_tokens import WhisperTokens
 from espnet_moe.config import ConfigError
+from espnet_moe.training_data import Labels, balanced_batches
 
 
 class Preprocessor(AbsPreprocessor):
-    """Text to ids, language to its index; in training a random speed.
+    """Text to ids, language to its index; in training a random speed and a random transcript.
 
     Args:
         train: Whether for training.
         tokens: The backbone's tokens.
         speeds: Factors to draw from with equal chances (Ko et al., Interspeech 2015); pitch and
             tempo change together. Empty: none.
+        labels: Memberships, weights and further transcripts of the set, where it has them.
+        room: Tokens that a transcript may have: longer alternatives are not drawn.
     """
 
-    def __init__(self, train: bool, tokens: WhisperTokens, speeds: Sequence[float] = ()) -> None:
+    def __init__(
+        self,
+        train: bool,
+        tokens: WhisperTokens,
+        speeds: Sequence[float] = (),
+        labels: Labels | None = None,
+        room: int | None = None,
+    ) -> None:
         super().__init__(train)
         if wrong := [s for s in speeds if not 0.5 <= s <= 2.0]:
             raise ConfigError(f"--speed_perturb {wrong}: factors are between 0.5 and 2.0")
         self.tokens = tokens
         self.speeds = tuple(speeds) if train else ()
+        self.labels = Labels() if labels is None else labels
+        self.room = room
         self.indices = {code: i for i, code in enumerate(tokens.languages)}
 
     def __call__(self, uid: str, data: dict[str, str | np.ndarray]) -> dict[str, np.ndarray]:
@@ -37,7 +50,8 @@ class Preprocessor(AbsPreprocessor):
             data: ``speech (samples,)``, ``text`` and ``language`` as read.
 
         Returns:
-            ``speech (samples,)`` float32, ``text (tokens,)`` ids, ``language (1,)`` index.
+            ``speech (samples,)`` float32, ``text (tokens,)`` ids, ``language (1,)`` index; where
+            the set has them ``memberships (experts,)`` and ``weight (1,)``, float32.
         """
         speech, text, language = data["speech"], str(data["text"]), str(data["language"])
         if language not in self.indices:
@@ -51,8 +65,66 @@ class Preprocessor(AbsPreprocessor):
             # Slower means longer: an utterance that would not fit the encoder stays as it is.
             if factor != 1.0 and len(speech) / factor <= MAX_SAMPLES - SAMPLE_RATE // 10:
                 speech = soxr.resample(speech, SAMPLE_RATE * factor, SAMPLE_RATE, quality="MQ")
-        return {
+        made = {
             "speech": speech,
-            "text": np.array(self.tokens.encode(text), dtype=np.int64),
+            "text": np.array(self._ids(uid, text), dtype=np.int64),
             "language": np.array([self.indices[language]], dtype=np.int64),
         }
+        if self.labels.memberships:
+            made["memberships"] = np.array(self.labels.memberships[uid], dtype=np.float32)
+        if self.labels.weights:
+            made["weight"] = np.array([self.labels.weights[uid]], dtype=np.float32)
+        return made
+
+    def _ids(self, uid: str, text: str) -> list[int]:
+        """Tokens of the transcript; in training of any of those that are right."""
+        ids = self.tokens.encode(text)
+        others = self.labels.alternatives.get(uid, ()) if self.train else ()
+        if others and (drawn := np.random.randint(len(others) + 1)):
+            other = self.tokens.encode(others[drawn - 1])
+            if self.room is None or len(other) <= self.room:
+                return other
+        return ids
+
+
+class BalancedSampler(AbsSampler):
+    """Batches in which all classes are equally frequent, for ESPnet's iterator.
+
+    Args:
+        lengths: Samples by utterance id.
+        classes: Class by utterance id.
+        batch_size: Utterances of all processes together.
+        seed: Of the pass in :meth:`__iter__`; ESPnet seeds every pass over the data.
+        rank: Of this process.
+        world_size: Number of processes, which share the rows of a batch.
+    """
+
+    def __init__(
+        self,
+        lengths: Mapping[str, int],
+        classes: Mapping[str, str],
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.lengths, self.classes = lengths, classes
+        self.batch_size, self.seed = batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        smallest = min(map(len, balanced_batches(lengths, classes, batch_size, seed)))
+        if smallest < world_size:
+            raise ConfigError(
+                f"--batch_size {batch_size} is too small for {world_size} processes: "
+                f"a batch has {smallest} utterances"
+            )
+
+    def __len__(self) -> int:
+        return len(balanced_batches(self.lengths, self.classes, self.batch_size, self.seed))
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        return iter(self.generate(self.seed))
+
+    def generate(self, seed: int) -> list[tuple[str, ...]]:
+        """The batches of a pass over the data, this process's rows of each."""
+        batches = balanced_batches(self.lengths, self.classes, self.batch_size, seed % 2**32)
+        return [tuple(batch[self.rank :: self.world_size]) for batch in batches]

@@ -6,48 +6,61 @@ import logging
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from espnet2.asr.specaug.abs_specaug import AbsSpecAug
 from espnet2.asr.specaug.specaug import SpecAug
+from espnet2.iterators.abs_iter_factory import AbsIterFactory
+from espnet2.iterators.sequence_iter_factory import SequenceIterFactory
 from espnet2.schedulers.abs_scheduler import AbsBatchStepScheduler
 from espnet2.tasks import abs_task
-from espnet2.tasks.abs_task import AbsTask, optim_classes
+from espnet2.tasks.abs_task import AbsTask, IteratorOptions, optim_classes
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from espnet2.train.class_choices import ClassChoices
 from espnet2.train.collate_fn import CommonCollateFn
-from espnet2.utils.types import int_or_none, str2bool, str_or_none
+from espnet2.utils.nested_dict_action import NestedDictAction
+from espnet2.utils.types import float_or_none, int_or_none, str2bool, str_or_none
 
-from espnet_moe import phases
+from espnet_moe import model_building, phases, training_setup
 from espnet_moe.backbones.whisper import WhisperOptions
-from espnet_moe.backbones.whisper_loading import load_tokens, max_target_length
+from espnet_moe.backbones.whisper_loading import load_tokens
 from espnet_moe.config import ConfigError, build_options
-from espnet_moe.experts.expert_set import ExpertSet, LoRAOptions
-from espnet_moe.files import atomic
-from espnet_moe.model import PRECISIONS, ESPnetMoEModel
-from espnet_moe.preprocessing import Preprocessor
+from espnet_moe.experts.expert_set import LoRAOptions
+from espnet_moe.model import (
+    PRECISIONS,
+    AugmentOptions,
+    ESPnetMoEModel,
+    JointOptions,
+    TrainedModel,
+)
+from espnet_moe.preprocessing import BalancedSampler, Preprocessor
 from espnet_moe.routing.oracle import OracleRouter
+from espnet_moe.routing.routers import NETWORKS
 from espnet_moe.schedulers import LinearWarmupDecay
 from espnet_moe.trainer import Trainer
+from espnet_moe.training_data import (
+    BALANCES,
+    fill_data,
+    leave_out_long,
+    read_labels,
+    read_lengths,
+    text_room,
+)
 
 # The one place where ESPnet looks schedulers up; children of DDP import this module again.
 abs_task.scheduler_classes["linearwarmupdecay"] = LinearWarmupDecay
 
 backbone_choices = ClassChoices("backbone", {"whisper": WhisperOptions}, default="whisper")
 expert_choices = ClassChoices("expert", {"lora": LoRAOptions}, default="lora")
-router_choices = ClassChoices("router", {"oracle": OracleRouter}, default="oracle")
+router_choices = ClassChoices("router", {"oracle": OracleRouter, **NETWORKS}, default="oracle")
 specaug_choices = ClassChoices(
     "specaug", {"specaug": SpecAug}, type_check=AbsSpecAug, default=None, optional=True
 )
 model_choices = ClassChoices(
     "model", {"moe": ESPnetMoEModel}, type_check=AbsESPnetModel, default="moe"
 )
-
-# What a data directory gives to a batch: file, name in the batch, ESPnet's reader.
-DATA = (("wav.scp", "speech", "sound"), ("text", "text", "text"), ("utt2lang", "language", "text"))
 
 # Options of ESPnet's own trainer and adapters that this one would silently not follow.
 UNUSED: tuple[str, ...] = (
@@ -56,8 +69,8 @@ UNUSED: tuple[str, ...] = (
     "unused_parameters",
     "ddp_comm_hook",
     "collect_stats",
+    "nbest_averaging_interval",
 )
-UNUSED += ("nbest_averaging_interval",)
 
 
 class MoETask(AbsTask):
@@ -83,6 +96,12 @@ class MoETask(AbsTask):
         group.add_argument(
             "--experts", nargs="+", default=[], help="names of the experts, e.g. a language each"
         )
+        group.add_argument(
+            "--languages",
+            nargs="+",
+            default=[],
+            help="codes in the order of the router's language logits (default: those of the data)",
+        )
         group.add_argument("--train_dir", type=str_or_none, help="Kaldi data directory")
         group.add_argument("--valid_dir", type=str_or_none, help="Kaldi data directory")
         group.add_argument("--train_stats", type=str_or_none, help="folder of collect_shapes")
@@ -101,6 +120,41 @@ class MoETask(AbsTask):
             type=int_or_none,
             default=None,
             help="measure the greedy WER on the validation set every N validations",
+        )
+        group.add_argument(
+            "--balance",
+            type=str_or_none,
+            default=None,
+            help=f"repeat utterances so that these are equally frequent: {', '.join(BALANCES)} "
+            "(default: languages; none in phase expert)",
+        )
+        group.add_argument(
+            "--augment_conf",
+            action=NestedDictAction,
+            default={},
+            help=f"phase router: {', '.join(asdict(AugmentOptions()))}",
+        )
+        group.add_argument(
+            "--joint_conf",
+            action=NestedDictAction,
+            default={},
+            help=f"phase joint: {', '.join(asdict(JointOptions()))}",
+        )
+        group.add_argument(
+            "--router_lr",
+            type=float_or_none,
+            default=None,
+            help="phase joint: learning rate of the router (default: that of the experts)",
+        )
+        group.add_argument(
+            "--init_router", type=str_or_none, help="phase joint: folder of a trained router"
+        )
+        group.add_argument(
+            "--init_experts",
+            nargs="*",
+            default=[],
+            metavar="NAME=FOLDER",
+            help="phase joint: folders of trained experts",
         )
         for choices in cls.class_choices_list:
             choices.add_arguments(group)
@@ -136,8 +190,10 @@ class MoETask(AbsTask):
             problems.append(f"--phase {args.phase} is unknown: choose one of {legal}")
         if not args.experts:
             problems.append("--experts names no expert")
-        for split in ("train", "valid"):
-            problems += _fill_data(args, split)
+        data = [p for split in ("train", "valid") for p in fill_data(args, split)]
+        problems += data
+        if args.phase in phases.PHASES:
+            problems += training_setup.complete(args, readable=not data)
         for key in ("freeze_param", "init_param"):
             if getattr(args, key):
                 problems.append(f"--{key} has no place here: a phase says what trains")
@@ -158,7 +214,7 @@ class MoETask(AbsTask):
         if problems:
             raise ConfigError("; ".join(problems))
         for split in ("train", "valid"):
-            _leave_out_long(args, split)
+            leave_out_long(args, split)
         # Only fp16 needs ESPnet's gradient scaler; the model itself chooses the arithmetic.
         args.use_amp = args.precision == "fp16"
         if args.use_wandb:
@@ -175,9 +231,37 @@ class MoETask(AbsTask):
 
     @classmethod
     def build_preprocess_fn(cls, args: argparse.Namespace, train: bool) -> Preprocessor:
-        """Text to ids, language to its index, speed perturbation in training."""
-        tokens = load_tokens(build_options(WhisperOptions, args.backbone_conf, "").path)
-        return Preprocessor(train, tokens, args.speed_perturb)
+        """Text to ids, language to its index; speed and transcripts drawn in training."""
+        path = build_options(WhisperOptions, args.backbone_conf, "").path
+        folder = args.train_dir if train else args.valid_dir
+        labels = read_labels(folder, [] if args.phase == "expert" else args.experts)
+        return Preprocessor(train, load_tokens(path), args.speed_perturb, labels, text_room(path))
+
+    @classmethod
+    def build_sequence_iter_factory(
+        cls, args: argparse.Namespace, iter_options: IteratorOptions, mode: str
+    ) -> AbsIterFactory:
+        """ESPnet's batches, or balanced ones in training."""
+        if mode != "train" or args.balance == "none":
+            return super().build_sequence_iter_factory(args, iter_options, mode)
+        distributed = torch.distributed.get_rank, torch.distributed.get_world_size
+        rank, world_size = (f() for f in distributed) if iter_options.distributed else (0, 1)
+        classes = read_labels(args.train_dir, args.experts).classes(args.balance, args.experts)
+        lengths = read_lengths(iter_options.shape_files[0])
+        sampler = BalancedSampler(
+            lengths, classes, iter_options.batch_size, args.seed, rank, world_size
+        )
+        logging.info("[%s] %d batches, balanced by %s", mode, len(sampler), args.balance)
+        return SequenceIterFactory(
+            dataset=cls.build_dataset(args, iter_options, set(lengths)),
+            batches=sampler,
+            seed=args.seed,
+            num_iters_per_epoch=iter_options.num_iters_per_epoch,
+            shuffle=True,
+            num_workers=args.num_workers,
+            collate_fn=iter_options.collate_fn,
+            pin_memory=args.ngpu > 0,
+        )
 
     @classmethod
     def required_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
@@ -190,60 +274,60 @@ class MoETask(AbsTask):
         return ()
 
     @classmethod
-    def build_model(cls, args: argparse.Namespace) -> ESPnetMoEModel:
-        """Load the backbone, put the experts in, freeze the rest.
+    def build_model(cls, args: argparse.Namespace) -> TrainedModel:
+        """Load the backbone, put experts in and a router beside it, freeze what does not train.
 
         Raises:
-            ConfigError: For unknown keys in any ``*_conf``.
+            UserError: For unknown keys in any ``*_conf``, a router or experts of another base, and
+                a router that reads above the layer from which experts act.
         """
         conf = build_options(
             backbone_choices.get_class(args.backbone), args.backbone_conf, "backbone_conf"
         )
-        options = build_options(
-            expert_choices.get_class(args.expert), args.expert_conf, "expert_conf"
-        )
-        router = build_options(
-            router_choices.get_class(args.router), args.router_conf, "router_conf"
-        )
         legal = {"label_smoothing"}
         if unknown := sorted(set(args.model_conf) - legal):
             raise ConfigError(f"model_conf: unknown key(s) {unknown}; legal keys: {sorted(legal)}")
+        router_options = build_options(
+            router_choices.get_class(args.router), args.router_conf, "router_conf"
+        )
+        expert_options = build_options(
+            expert_choices.get_class(args.expert), args.expert_conf, "expert_conf"
+        )
         # Defaults included, so that config.yaml and the log tell what was really used.
         args.backbone_conf = asdict(conf)
-        args.expert_conf = {**asdict(options), "targets": list(options.targets)}
         backbone = conf.build()
+        args.base_digest = backbone.digest()
+        args.expert_settings = {"experts": list(args.experts)}
+        experts = None
+        if args.phase != "router":
+            experts = model_building.build_experts(args, backbone, expert_options)
+        router = router_options
+        if args.phase != "expert":
+            router = model_building.build_router(args, backbone, router_options)
         specaug_class = specaug_choices.get_class(args.specaug)
         specaug = None if specaug_class is None else specaug_class(**args.specaug_conf)
-        args.base_digest = backbone.digest()
-        args.expert_settings = {"experts": list(args.experts), **args.expert_conf}
-        experts = ExpertSet(backbone, options, args.experts)
-        model = ESPnetMoEModel(
-            backbone,
-            experts,
-            router,
-            specaug,
-            split_layer=options.first_layer,
-            precision=args.precision,
-            gradient_checkpointing=args.gradient_checkpointing,
-            **args.model_conf,
-        )
+        model = model_building.assemble(args, backbone, experts, router, specaug)
         phases.begin(args.phase, model)
-        logging.info("experts %s in %d layers", " ".join(experts.names), len(experts.layers))
         return model
 
     @classmethod
     def get_default_config(cls) -> dict[str, Any]:
         """What ``--print_config`` shows, without what is set elsewhere (and so refused)."""
         config: dict[str, Any] = super().get_default_config()
-        config["model_conf"].pop("split_layer", None)  # expert_conf's first_layer
+        for key in ("split_layer", "router"):  # expert_conf's first_layer; --router
+            config["model_conf"].pop(key, None)
         return config
 
     @classmethod
     def build_optimizers(
         cls, args: argparse.Namespace, model: torch.nn.Module
     ) -> list[torch.optim.Optimizer]:
-        """One optimiser over exactly what the phase trains."""
-        parameters = phases.require(args.phase, model)  # type: ignore[arg-type]
+        """One optimiser over exactly what the phase trains; the router may have its own rate."""
+        parameters: list[Any] = phases.require(args.phase, model)  # type: ignore[arg-type]
+        if args.router_lr is not None:
+            router: dict[str, Any] = {"params": phases.router_of(model), "lr": args.router_lr}  # type: ignore[arg-type]
+            own = {id(p) for p in router["params"]}
+            parameters = [{"params": [p for p in parameters if id(p) not in own]}, router]
         known = sorted(optim_classes)
         if args.optim not in optim_classes:
             raise ConfigError(f"--optim {args.optim} is unknown: choose one of {' '.join(known)}")
@@ -251,57 +335,6 @@ class MoETask(AbsTask):
             return [optim_classes[args.optim](parameters, **args.optim_conf)]
         except TypeError as error:
             raise ConfigError(f"optim_conf {args.optim_conf}: {error}") from error
-
-
-def _fill_data(args: argparse.Namespace, split: str) -> list[str]:
-    """Set ESPnet's data path and shape file options of a split; tell what is wrong."""
-    folder, stats = getattr(args, f"{split}_dir"), getattr(args, f"{split}_stats")
-    problems = []
-    files: dict[str, tuple[Any, Sequence[str]]] = {
-        f"--{split}_dir": (folder, [name for name, _, _ in DATA]),
-        f"--{split}_stats": (stats, ["speech_shape"]),
-    }
-    for option, (path, names) in files.items():
-        if path is None:
-            problems.append(f"{option} is missing")
-        elif missing := [n for n in names if not (Path(path) / n).is_file()]:
-            problems.append(f"{option} {path} has no {', '.join(missing)}")
-    if not problems:
-        data = [(str(Path(folder) / file), name, kind) for file, name, kind in DATA]
-        setattr(args, f"{split}_data_path_and_name_and_type", data)
-        setattr(args, f"{split}_shape_file", [str(Path(stats) / "speech_shape")])
-    return problems
-
-
-def _leave_out_long(args: argparse.Namespace, split: str) -> None:
-    """Leave utterances out whose transcript has more tokens than the decoder takes; log them.
-
-    ESPnet reads the utterances that the shape file names: a shorter one is written beside the
-    checkpoints where any is left out.
-    """
-    path = build_options(WhisperOptions, args.backbone_conf, "backbone_conf").path
-    tokens, shapes = load_tokens(path), Path(getattr(args, f"{split}_stats")) / "speech_shape"
-    room = max_target_length(path) - tokens.prompt(tokens.languages[:1]).size(1)
-    with open(Path(getattr(args, f"{split}_dir")) / "text", encoding="utf-8") as lines:
-        texts = (line.rstrip("\n").partition(" ") for line in lines)
-        long = {utt for utt, _, text in texts if len(tokens.encode(text)) > room}
-    if not long:
-        return
-    with open(shapes, encoding="utf-8") as lines:
-        kept = [line for line in lines if line.split(maxsplit=1)[0] not in long]
-    if not kept:
-        raise ConfigError(f"every transcript in {split} has more than {room} tokens")
-    shorter = Path(args.output_dir) / f"{split}_speech_shape"
-    with atomic(shorter) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
-    setattr(args, f"{split}_shape_file", [str(shorter)])
-    logging.warning(
-        "%d utterances of %s are left out: more than %d tokens, e.g. %s",
-        len(long),
-        split,
-        room,
-        ", ".join(sorted(long)[:5]),
-    )
 
 
 def _scheduler_problems(args: argparse.Namespace) -> list[str]:

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from espnet_moe.config import ConfigError
 from espnet_moe.errors import UserError
 from espnet_moe.files import atomic
-from espnet_moe.model import ESPnetMoEModel
+from espnet_moe.model import TrainedModel
 
 
 @dataclass
@@ -33,9 +33,11 @@ class TrainerOptions(ESPnetTrainerOptions):
     Attributes:
         wer_interval: Validations between two measurements of the WER.
         base_digest: Of the backbone.
-        expert_settings: Names and options of the experts.
+        expert_settings: Names and options of the experts, and of what else the phase trains.
+        phase: What trains.
     """
 
+    phase: str = "expert"
     wer_interval: int | None = None
     base_digest: str | None = None
     expert_settings: dict[str, Any] | None = None
@@ -67,7 +69,7 @@ class Trainer(ESPnetTrainer):
     @classmethod
     def run(
         cls,
-        model: ESPnetMoEModel,
+        model: TrainedModel,
         optimizers: Any,
         schedulers: Any,
         train_iter_factory: Any,
@@ -130,7 +132,7 @@ class _Run:
 
     def __init__(
         self,
-        model: ESPnetMoEModel,
+        model: TrainedModel,
         optimizers: Any,
         schedulers: Any,
         options: TrainerOptions,
@@ -173,8 +175,9 @@ class _Run:
             )
         old, new = states["expert_settings"], self.options.expert_settings or {}
         if changed := sorted(k for k in new if old.get(k) != new[k]):
+            what = "experts" if self.options.phase == "expert" else "settings"
             raise ConfigError(
-                f"{self.checkpoint} was trained with other experts: "
+                f"{self.checkpoint} was trained with other {what}: "
                 + "; ".join(f"{k} was {old.get(k)}, is {new[k]}" for k in changed)
                 + "; go on with the old ones, or use another --output_dir"
             )

@@ -49,5 +49,5 @@ def test_a_frozen_expert_is_an_error(model):
 
 
 def test_unknown_phase(model):
-    with pytest.raises(ConfigError, match="phase 'all' is unknown: choose one of expert"):
+    with pytest.raises(ConfigError, match="'all' is unknown: choose one of router, expert, joint"):
         phases.begin("all", model)

@@ -342,7 +342,7 @@ def test_command_line_in_an_ascii_locale_and_its_tables(tmp_path: Path) -> None:
     done = run_bin(tmp_path, *words)
     assert done.returncode == 0, done.stderr
     last = next(line for line in done.stdout.splitlines() if line.startswith("oracle"))
-    assert "-100.0 %" in last
+    assert last.split()[1:] == ["50.00", "0.00", "25.00", "25.00", "-50.0", "%", "-"]
 
     rows = json.loads((tmp_path / "exp/results.json").read_text(encoding="utf-8"))["rows"]
     lines = (tmp_path / "exp/RESULTS.md").read_text(encoding="utf-8").splitlines()

@@ -37,7 +37,7 @@ def refused(args, match, error=UserError):
         (["--optim_conf", "speed=1"], "optim_conf.*speed"),
         (["--scheduler_conf", "speed=1"], "scheduler_conf.*speed"),
         (["--scheduler_conf", "warmup_steps=20"], "warmup_steps 20 is not in 0..total_steps - 1"),
-        (["--phase", "all"], "--phase all is unknown: choose one of expert"),
+        (["--phase", "all"], "--phase all is unknown: choose one of router, expert, joint"),
         (["--precision", "fp16"], "fp16 needs a GPU"),
         (["--use_amp", "true"], "leave it out"),
         (["--freeze_param", "experts"], "freeze_param has no place here"),

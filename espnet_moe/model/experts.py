@@ -1,7 +1,5 @@
-"""The model that ESPnet trains: backbone, experts and router behind loss, stats and weight."""
+"""The model of phase ``expert``: experts in the backbone, the gates known from the language."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jiwer
@@ -9,24 +7,20 @@ import torch
 import torch.nn.functional as F
 from espnet2.asr.specaug.abs_specaug import AbsSpecAug
 from espnet2.torch_utils.device_funcs import force_gatherable
-from espnet2.train.abs_espnet_model import AbsESPnetModel
 
 from espnet_moe.backbones.whisper import Encoded, WhisperBackbone
 from espnet_moe.config import ConfigError
 from espnet_moe.decoding.search import SearchOptions, search
 from espnet_moe.experts.expert_set import ExpertSet
 from espnet_moe.experts.gates import Gates, use_gates
+from espnet_moe.model.trained import TrainedModel, share_of_mean
 from espnet_moe.routing.oracle import OracleRouter
 
 IGNORE = -100
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class ESPnetMoEModel(AbsESPnetModel):
+class ESPnetMoEModel(TrainedModel):
     """A frozen backbone with experts, trained by cross-entropy on the transcript.
-
-    Its ``state_dict`` holds what is trained and nothing else: a checkpoint is as small as its
-    experts, and the base weights are never written.
 
     Args:
         backbone: The foundation model; the experts are inside already.
@@ -43,27 +37,18 @@ class ESPnetMoEModel(AbsESPnetModel):
         self,
         backbone: WhisperBackbone,
         experts: ExpertSet,
-        router: OracleRouter,
+        router: Any = None,
         specaug: AbsSpecAug | None = None,
         split_layer: int = 0,
         label_smoothing: float = 0.0,
         precision: str = "fp32",
         gradient_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
-        if precision not in PRECISIONS:
-            legal = ", ".join(PRECISIONS)
-            raise ConfigError(f"precision '{precision}' is unknown: choose one of {legal}")
-        self.backbone = backbone
+        super().__init__(backbone, label_smoothing, precision)
         self.experts = experts
-        self.router = router
+        self.router: Any = OracleRouter() if router is None else router
         self.specaug = specaug
         self.split_layer = split_layer
-        if not 0 <= label_smoothing < 1:
-            raise ConfigError(f"model_conf: label_smoothing is in [0, 1), not {label_smoothing}")
-        self.label_smoothing = label_smoothing
-        self.precision = precision
-        self.measure_wer = False
         backbone.gradient_checkpointing = gradient_checkpointing
 
     def forward(
@@ -73,6 +58,7 @@ class ESPnetMoEModel(AbsESPnetModel):
         text: torch.Tensor,
         text_lengths: torch.Tensor,
         language: torch.Tensor,
+        weight: torch.Tensor | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
         """Loss of a batch.
@@ -83,32 +69,19 @@ class ESPnetMoEModel(AbsESPnetModel):
             text: ``(batch, tokens)`` ids of the transcript, without prompt and end.
             text_lengths: ``(batch,)``.
             language: ``(batch, 1)`` index into the backbone's languages.
+            weight: ``(batch, 1)`` how much an utterance counts, or ``None`` for one each.
 
         Returns:
             Loss, statistics (``loss``, ``acc`` in percent, in validation also ``wer`` where it is
             measured), and the number of utterances.
         """
         codes = [self.backbone.tokens.languages[i] for i in language[:, 0].tolist()]
-        prompt = self.backbone.tokens.prompt(codes).to(speech.device)
-        tokens, target = self._targets(prompt, text, text_lengths)
         gates = self.router.gates(codes, self.experts.names, speech.device)
-        with self._autocast(speech.device):
+        prompt = self.backbone.tokens.prompt(codes).to(speech.device)
+        with self.autocast(speech.device):
             encoded = self.encode(speech, speech_lengths, gates)
-            with use_gates(gates):
-                logits = self.backbone.decode(tokens, encoded)[:, prompt.size(1) - 1 :]
-        logits = logits.float()
-        loss = F.cross_entropy(
-            logits.flatten(0, 1),
-            target.flatten(),
-            ignore_index=IGNORE,
-            label_smoothing=self.label_smoothing if self.training else 0.0,
-        )
-        counted = target != IGNORE
-        right = (logits.argmax(-1) == target) & counted
-        stats = {"loss": loss.detach(), "acc": 100.0 * right.sum() / counted.sum()}
-        if self.measure_wer and not self.training:
-            wer = self._wer(encoded, prompt, gates, text, text_lengths)
-            stats["wer"] = torch.tensor(wer, device=loss.device)
+        loss, stats = self.transcribe(encoded, gates, prompt, text, text_lengths, weight)
+        stats = {"loss": loss.detach(), **stats}
         gathered: tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]
         gathered = force_gatherable((loss, stats, speech.size(0)), loss.device)
         return gathered
@@ -119,6 +92,57 @@ class ESPnetMoEModel(AbsESPnetModel):
         lower = self.backbone.encode_lower(speech, lengths, self.split_layer, augment)
         with use_gates(gates):
             return self.backbone.encode_upper(lower, self.split_layer)
+
+    def transcribe(
+        self,
+        encoded: Encoded,
+        gates: Gates,
+        prompt: torch.Tensor,
+        text: torch.Tensor,
+        text_lengths: torch.Tensor,
+        weight: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Cross-entropy of the transcripts.
+
+        Args:
+            encoded: The encoder's output.
+            gates: Of the decoder's experts, a row an utterance.
+            prompt: ``(batch, prompt tokens)``.
+            text: ``(batch, tokens)``.
+            text_lengths: ``(batch,)``.
+            weight: ``(batch, 1)`` or ``None``.
+
+        Returns:
+            The loss, a mean over all processes' tokens once it is averaged by rows, and ``acc``
+            (and ``wer``) in percent.
+        """
+        tokens, target = self._targets(prompt, text, text_lengths)
+        with self.autocast(text.device), use_gates(gates):
+            logits = self.backbone.decode(tokens, encoded)[:, prompt.size(1) - 1 :]
+        logits = logits.float()
+        counted = target != IGNORE
+        share = share_of_mean(counted.sum(), len(text))
+        loss = share * self._cross_entropy(logits, target, weight)
+        right = (logits.argmax(-1) == target) & counted
+        stats = {"acc": share * 100.0 * right.sum() / counted.sum()}
+        if self.measure_wer and not self.training:
+            wer = self._wer(encoded, prompt, gates, text, text_lengths)
+            stats["wer"] = torch.tensor(wer, device=loss.device)
+        return loss, stats
+
+    def _cross_entropy(
+        self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Mean over the tokens of ``logits (batch, tokens, vocabulary)``, each times its row's."""
+        flat, classes = logits.flatten(0, 1), target.flatten()
+        if weight is None:
+            return F.cross_entropy(
+                flat, classes, ignore_index=IGNORE, label_smoothing=self.smoothing
+            )
+        each = F.cross_entropy(
+            flat, classes, ignore_index=IGNORE, label_smoothing=self.smoothing, reduction="none"
+        )
+        return (each.view_as(target) * weight).sum() / (target != IGNORE).sum()
 
     def _targets(
         self, prompt: torch.Tensor, text: torch.Tensor, lengths: torch.Tensor
@@ -138,10 +162,6 @@ class ESPnetMoEModel(AbsESPnetModel):
         target.scatter_(1, lengths.unsqueeze(1), end)
         return torch.cat([prompt, text], dim=1), target
 
-    def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        dtype = PRECISIONS[self.precision]
-        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
-
     @torch.no_grad()
     def _wer(
         self,
@@ -154,45 +174,9 @@ class ESPnetMoEModel(AbsESPnetModel):
         """Greedy word error rate of the batch in percent."""
         tokens = self.backbone.tokens
         longest = 2 * int(lengths.max()) + 10
-        with self._autocast(prompt.device):
+        with self.autocast(prompt.device):
             found = search(self.backbone, encoded, prompt, SearchOptions(max_tokens=longest), gates)
         references = [
             tokens.decode(row[:n]) for row, n in zip(text.tolist(), lengths.tolist(), strict=True)
         ]
         return 100.0 * jiwer.wer(references, [tokens.decode(h.tokens) for h in found])
-
-    def collect_feats(self, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Not used: shapes are collected without a model (stage 4)."""
-        raise ConfigError("--collect_stats is not needed here: use espnet_moe.bin.collect_shapes")
-
-    # -- checkpoints hold what is trained ---------------------------------------------------------
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Parameters that are trained; frozen ones are left out."""
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        full = super().state_dict(*args, **kwargs)
-        return {name: value for name, value in full.items() if name in trained}
-
-    def load_state_dict(  # type: ignore[override]
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Load what :meth:`state_dict` gave; a missing or unexpected name is an error."""
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        missing, extra = sorted(trained - state_dict.keys()), sorted(state_dict.keys() - trained)
-        if strict and (missing or extra):
-            raise ConfigError(
-                f"the checkpoint does not fit: {len(missing)} parameters are missing "
-                f"{_few(missing)}, {len(extra)} have no place {_few(extra)}"
-            )
-        own = dict(self.named_parameters())
-        shapes = [n for n, v in state_dict.items() if n in own and v.shape != own[n].shape]
-        if shapes:
-            raise ConfigError(
-                f"the checkpoint does not fit: {len(shapes)} parameters have another shape "
-                f"{_few(shapes)}; with other options use another --output_dir"
-            )
-        return super().load_state_dict(state_dict, strict=False, assign=assign)
-
-
-def _few(names: Sequence[str]) -> str:
-    return f"({', '.join(names[:3])}{', …' if len(names) > 3 else ''})" if names else ""

@@ -1,0 +1,16 @@
+"""What ESPnet trains: a model for each phase, behind loss, stats and weight."""
+
+from espnet_moe.model.experts import ESPnetMoEModel
+from espnet_moe.model.joint import JointModel, JointOptions
+from espnet_moe.model.router import AugmentOptions, RouterModel
+from espnet_moe.model.trained import PRECISIONS, TrainedModel
+
+__all__ = [
+    "PRECISIONS",
+    "AugmentOptions",
+    "ESPnetMoEModel",
+    "JointModel",
+    "JointOptions",
+    "RouterModel",
+    "TrainedModel",
+]

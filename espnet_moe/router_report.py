@@ -1,0 +1,126 @@
+"""How well a trained router decides on a set: temperature, accuracy, confusion, calibration."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from espnet_moe.model import JointModel, RouterModel
+from espnet_moe.routing.calibration import fit_temperature
+
+BINS = 15  # of the calibration error, as in Guo et al. 2017
+
+
+@dataclass
+class Decisions:
+    """What a head said of a set.
+
+    Attributes:
+        logits: Of each utterance ``(decisions, classes)``: one, or one a frame; not divided by a
+            temperature.
+        targets: ``(utterances,)`` true class; -1 where none is known.
+    """
+
+    logits: list[torch.Tensor]
+    targets: torch.Tensor
+
+    def posteriors(self, temperature: float = 1.0) -> torch.Tensor:
+        """``(utterances, classes)``, at frame level the mean over the frames."""
+        return torch.stack([(x / temperature).softmax(-1).mean(0) for x in self.logits])
+
+    def fit(self) -> float:
+        """The temperature that fits best (Guo et al., arXiv:1706.04599)."""
+        known = [(x, t) for x, t in zip(self.logits, self.targets.tolist(), strict=True) if t >= 0]
+        targets = torch.cat([torch.full((len(x),), t) for x, t in known])
+        return fit_temperature(torch.cat([x for x, _ in known]), targets)
+
+
+@torch.no_grad()
+def decide(
+    model: RouterModel | JointModel, batches: Iterable[tuple[Any, Mapping[str, torch.Tensor]]]
+) -> tuple[Decisions, Decisions]:
+    """Route a set.
+
+    Args:
+        model: Its router is read at temperature 1, without augmentation.
+        batches: As the training has them: ids, and tensors by name.
+
+    Returns:
+        Of the expert head and of the language head; the same where one serves both.
+    """
+    model.eval()
+    router, device = model.router, model.backbone.device
+    router.temperature.fill_(1.0)
+    found: list[list[torch.Tensor]] = [[], []]
+    targets: list[list[torch.Tensor]] = [[], []]
+    for _, batch in batches:
+        speech, lengths = batch["speech"].to(device), batch["speech_lengths"].to(device)
+        with model.autocast(device):
+            lower = model.backbone.encode_lower(speech, lengths, router.layer)
+        routed = router(lower.hidden, lower.spoken)
+        languages = model.language_index(batch["language"].to(device)).cpu()
+        experts = (
+            languages if routed.experts is routed.languages else torch.full_like(languages, -1)
+        )
+        if routed.experts is not routed.languages and "memberships" in batch:
+            experts = batch["memberships"].argmax(-1)
+        for i, logits in enumerate((routed.experts, routed.languages)):
+            rows = logits.float().cpu()
+            found[i] += (
+                list(rows.unsqueeze(1))
+                if rows.dim() == 2
+                else [x[:n] for x, n in zip(rows, lower.spoken.clamp(min=1).tolist(), strict=True)]
+            )
+            targets[i].append((experts, languages)[i])
+    return Decisions(found[0], torch.cat(targets[0])), Decisions(found[1], torch.cat(targets[1]))
+
+
+def figures(decisions: Decisions, temperature: float, classes: Sequence[str]) -> dict[str, Any]:
+    """Accuracy in percent, confusion, and calibration error before and after the temperature.
+
+    Args:
+        decisions: Of one head.
+        temperature: That the router is saved with.
+        classes: Their names.
+
+    Returns:
+        ``utterances``, ``accuracy``, ``ece_before``, ``ece`` and ``confusion`` (true class →
+        decided class → utterances); nothing where no class is known.
+    """
+    known = decisions.targets >= 0
+    if not bool(known.any()):
+        return {}
+    targets = decisions.targets[known]
+    before, after = (decisions.posteriors(t)[known] for t in (1.0, temperature))
+    decided = after.argmax(-1)
+    confusion = {
+        name: {
+            other: int(((targets == i) & (decided == j)).sum()) for j, other in enumerate(classes)
+        }
+        for i, name in enumerate(classes)
+    }
+    return {
+        "utterances": len(targets),
+        "accuracy": round(100.0 * float((decided == targets).float().mean()), 3),
+        "ece_before": round(calibration_error(before, targets), 5),
+        "ece": round(calibration_error(after, targets), 5),
+        "confusion": confusion,
+    }
+
+
+def calibration_error(posteriors: torch.Tensor, targets: torch.Tensor) -> float:
+    """Expected calibration error in bins of equal width (Guo et al., arXiv:1706.04599).
+
+    Args:
+        posteriors: ``(utterances, classes)``.
+        targets: ``(utterances,)``.
+
+    Returns:
+        Mean distance between confidence and accuracy, in [0, 1].
+    """
+    confidence, decided = posteriors.max(-1)
+    right = (decided == targets).float()
+    numbers = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    gaps = torch.zeros(BINS).index_add_(0, numbers, confidence - right)
+    return float(gaps.abs().sum() / len(targets))
