@@ -1,8 +1,9 @@
 """Score decoded sets: WER and CER with intervals, latency, memory.
 
 Reads <exp>/<system>/<inference_tag>/<set>/text and <data>/<set>; writes score_wer/ and score_cer/
-beside each text, <exp>/results.json and <exp>/RESULTS.md, and prints the summary. Rows of other
-systems and sets stay in the results as long as their decode folder exists.
+beside each text, <exp>/results.json, <exp>/RESULTS.md and <exp>/images/, and prints the summary.
+Every system has decoded every test set, and every code-switch system every code-switched set. Rows
+of other systems and sets stay in the results as long as their decode folder exists.
 """
 
 import argparse
@@ -12,8 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from espnet_moe.bin import cli
+from espnet_moe.report.figures import write_figures
+from espnet_moe.report.mixture import collapse_lines, target_lines
 from espnet_moe.report.results_md import write_results_md
-from espnet_moe.report.summary import LEGEND, summary_table
+from espnet_moe.report.summary import TERMINAL_LEGEND, terminal_table
 from espnet_moe.scoring import ScoringOptions, score_systems
 
 
@@ -26,6 +29,18 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--test_sets", nargs="+", required=True, help="data dirs in --data")
     parser.add_argument("--systems", nargs="+", required=True, help="system folders in --exp")
+    parser.add_argument(
+        "--codeswitch_sets",
+        nargs="+",
+        default=[],
+        help="data dirs in --data of code-switched utterances, and of their parts",
+    )
+    parser.add_argument(
+        "--codeswitch_systems",
+        nargs="+",
+        default=[],
+        help="system folders in --exp that decoded --codeswitch_sets",
+    )
     parser.add_argument("--inference_tag", required=True, help="decode folder of each system")
     parser.add_argument(
         "--baseline",
@@ -49,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             data=args.data,
             systems=tuple(args.systems),
             test_sets=tuple(args.test_sets),
+            codeswitch_systems=tuple(args.codeswitch_systems),
+            codeswitch_sets=tuple(args.codeswitch_sets),
             inference_tag=args.inference_tag,
             baseline=args.baseline,
             resamples=args.resamples,
@@ -56,8 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             command=shlex.join(["python", "-m", "espnet_moe.bin.score", *words]),
         )
     )
-    report = write_results_md(args.exp, results)
-    print(summary_table(results).to_text() + LEGEND.format(baseline=args.baseline))
+    report = write_results_md(args.exp, results, write_figures(args.exp, results))
+    print(terminal_table(results).to_text() + TERMINAL_LEGEND.format(baseline=args.baseline))
+    print(target_lines(results), *(f"{line}\n" for line in collapse_lines(results)), sep="", end="")
     print(f"written: {args.exp / 'results.json'} and {report}")
 
 

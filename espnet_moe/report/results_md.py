@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from espnet_moe.data.files import write_text
+from espnet_moe.report.mixture import (
+    codeswitch_section,
+    experts_section,
+    routing_section,
+    targets_section,
+)
 from espnet_moe.report.summary import LEGEND, Row, Table, labels, summary_table
+from espnet_moe.scoring.rows import TEXT_ONLY
 
 _SCORE_HEADER = ("dataset", "Snt", "Wrd", "Corr", "Sub", "Del", "Ins", "Err", "S.Err")
 _WORD_KEYS = ("words", "cor", "sub", "del", "ins", "wer")
@@ -30,27 +37,30 @@ _COST_HEADER = (
 )
 
 
-def write_results_md(exp: Path, results: Row) -> Path:
+def write_results_md(exp: Path, results: Row, figures: Sequence[Path] = ()) -> Path:
     """Write ``RESULTS.md`` atomically.
 
     Args:
         exp: The experiment folder.
         results: The content of its ``results.json``.
+        figures: Pictures in the folder, to be linked.
 
     Returns:
         The file written.
     """
     path = exp / "RESULTS.md"
-    write_text(path, results_md(results, exp.name))
+    images = [str(figure.relative_to(exp)) for figure in figures]
+    write_text(path, results_md(results, exp.name, images))
     return path
 
 
-def results_md(results: Row, exp_name: str = "exp") -> str:
+def results_md(results: Row, exp_name: str = "exp", images: Sequence[str] = ()) -> str:
     """Return the whole report as Markdown.
 
     Args:
         results: The content of ``results.json``.
         exp_name: Name of the experiment folder, for the headings.
+        images: Paths of pictures, from that folder.
     """
     rows = results["rows"]
     parts = [
@@ -58,6 +68,11 @@ def results_md(results: Row, exp_name: str = "exp") -> str:
         _environments(results),
         f"## Summary\n{LEGEND.format(baseline=results['baseline'])}.\n\n"
         + summary_table(results).to_markdown(),
+        "".join(f"![{Path(image).stem.replace('_', ' ')}]({image})\n" for image in images),
+        targets_section(results),
+        experts_section(results),
+        routing_section(results),
+        codeswitch_section(results),
     ]
     for system in dict.fromkeys(row["system"] for row in rows):
         own = [row for row in rows if row["system"] == system]
@@ -66,7 +81,7 @@ def results_md(results: Row, exp_name: str = "exp") -> str:
             f"{_score_table(own, _WORD_KEYS).to_markdown()}\n"
             f"### CER\n\n{_score_table(own, _CHARACTER_KEYS).to_markdown()}"
         )
-    parts += [_costs(rows), _left_out(rows), _commands(rows)]
+    parts += [_costs(rows), _alternatives(rows), _left_out(rows), _commands(rows)]
     return "\n".join(part for part in parts if part)
 
 
@@ -129,6 +144,19 @@ def _costs(rows: Sequence[Row]) -> str:
         "hypotheses stopped for repeating themselves."
     )
     return f"## Costs\n{note}\n\n{table.to_markdown()}"
+
+
+def _alternatives(rows: Sequence[Row]) -> str:
+    """Say where the references are more than one text: rates are lower than against one alone."""
+    several = {
+        f"{row['set']} ({row['language']})": row["references"]
+        for row in rows
+        if row.get("references", TEXT_ONLY) != TEXT_ONLY
+    }
+    if not several:
+        return ""
+    lines = [f"- {name}: {references}\n" for name, references in several.items()]
+    return "## References\n" + "".join(lines)
 
 
 def _left_out(rows: Sequence[Row]) -> str:

@@ -50,8 +50,8 @@ class EditCounts:
         """Percent of the utterances that hold an error."""
         return percent(int((self.errors > 0).sum()), len(self.errors))
 
-    def select(self, chosen: npt.NDArray[np.bool_]) -> "EditCounts":
-        """Return the counts of the chosen utterances, ``chosen`` being ``(utterances,)``."""
+    def select(self, chosen: npt.NDArray[np.bool_] | IntArray) -> "EditCounts":
+        """Return the counts of the chosen utterances: a mask ``(utterances,)``, or indices."""
         return EditCounts(
             self.correct[chosen],
             self.substitutions[chosen],
@@ -106,21 +106,50 @@ def count_edits(
     return EditCounts(*counts), alignments
 
 
+def count_best_edits(
+    references: Sequence[Sequence[str]], hypotheses: Sequence[str], unit: Unit
+) -> tuple[EditCounts, list[Alignment]]:
+    """Align each hypothesis with the reference, of several, that it is closest to.
+
+    Args:
+        references: Normalised texts of each utterance, at least one, none of them empty.
+        hypotheses: Normalised texts in the same order; may be empty.
+        unit: ``word`` for WER, ``character`` for CER.
+
+    Returns:
+        The edits and the alignment with the reference of the lowest rate; the first of equals.
+    """
+    owners = [row for row, texts in enumerate(references) for _ in texts]
+    flat = [text for texts in references for text in texts]
+    counts, alignments = count_edits(flat, [hypotheses[row] for row in owners], unit)
+    if len(flat) == len(references):
+        return counts, alignments
+    rates = counts.errors / counts.lengths
+    best: dict[int, int] = {}
+    for index, row in enumerate(owners):
+        if row not in best or rates[index] < rates[best[row]]:
+            best[row] = index
+    chosen = np.array([best[row] for row in range(len(references))], dtype=np.int64)
+    return counts.select(chosen), [alignments[index] for index in chosen]
+
+
 _KINDS = {"equal": 0, "substitute": 1, "delete": 2, "insert": 3}
 
 
-def bootstrap_rates(errors: IntArray, lengths: IntArray, resamples: int, seed: int) -> npt.NDArray:
+def bootstrap_rates(
+    errors: IntArray, lengths: IntArray, resamples: int, seed: int | Sequence[int]
+) -> npt.NDArray:
     """Draw utterances with replacement and return each draw's rate.
 
     Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation",
-    ICASSP 2004. With the differences between two systems' errors in place of ``errors`` it is
-    their paired bootstrap: both systems see the same draws.
+    ICASSP 2004. The draws depend on the seed and the number of utterances alone: the difference
+    between two systems' rates, draw by draw, is their paired bootstrap.
 
     Args:
-        errors: Errors (or differences of errors) of each utterance, ``(utterances,)``.
+        errors: Errors of each utterance, ``(utterances,)``.
         lengths: Reference words or characters of each utterance, ``(utterances,)``, all above 0.
         resamples: How many draws.
-        seed: Seed of the draws.
+        seed: Seed of the draws: a number or several.
 
     Returns:
         Rates in percent, ``(resamples,)``.
@@ -140,7 +169,11 @@ def bootstrap_interval(
     errors: IntArray, lengths: IntArray, resamples: int, seed: int
 ) -> tuple[float, float]:
     """Return the 95 % percentile interval of ``bootstrap_rates``, in percent."""
+    return interval(bootstrap_rates(errors, lengths, resamples, seed))
+
+
+def interval(draws: npt.NDArray) -> tuple[float, float]:
+    """Return the 95 % percentile interval of draws, ``(resamples,)``."""
     tail = (100 - CONFIDENCE) / 2
-    rates = bootstrap_rates(errors, lengths, resamples, seed)
-    low, high = np.percentile(rates, [tail, 100 - tail])
+    low, high = np.percentile(draws, [tail, 100 - tail])
     return float(low), float(high)

@@ -3,6 +3,8 @@
 ::
 
     dump/raw/<set>/{text,utt2lang,...}          references (a Kaldi data dir)
+    dump/raw/<set>/text.alt                     references that are right too, if any
+    dump/raw/<set>/utt2segments                 languages of code-switched utterances, if any
     dump/raw/<set>/skipped.tsv                  utterances left out of the set, id first
     exp/<system>/<inference_tag>/
         <set>/text                              hypotheses, "utt_id words ..."
@@ -17,10 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from espnet_moe.data.datadir import load_datadir
+from espnet_moe.data.extras import Segment
 from espnet_moe.data.files import read_lines
-from espnet_moe.data.normalize import normalize
 from espnet_moe.scoring.files import ScoringError, parse_json_object, read_json_object
+from espnet_moe.scoring.mixed_text import normalize_mixed
 from espnet_moe.scoring.sclite import ScoredUtterance
+
+ALL = "all"  # the language of a row that pools a set of several languages
+MIXED = "mixed"  # the language of code-switched utterances
 
 _IDS_SHOWN = 20
 
@@ -31,10 +37,14 @@ class References:
 
     name: str
     path: Path
-    utterances: tuple[ScoredUtterance, ...]
+    utterances: tuple[ScoredUtterance, ...]  # of the language "mixed" where segments are known
     texts: tuple[str, ...]
+    alternatives: tuple[tuple[str, ...], ...]  # other right texts of each utterance
+    languages: tuple[tuple[str, ...], ...]  # of each utterance, in their order
+    segments: tuple[tuple[Segment, ...], ...]  # of each; empty where the set has none
     durations: tuple[float | None, ...]  # seconds
     skipped: tuple[str, ...]  # ids left out of the set
+    pooled: bool  # one row for the whole set, whatever its languages
 
 
 @dataclass(frozen=True)
@@ -46,11 +56,12 @@ class Decoded:
     jobs: tuple[dict[str, Any], ...]  # a dict a decode job; empty where decoding left none
 
 
-def read_references(path: Path) -> References:
+def read_references(path: Path, pooled: bool = False) -> References:
     """Read and normalise the references of a test set.
 
     Args:
         path: The data dir, such as ``dump/raw/test_hi``.
+        pooled: Whether the set is to be one row, whatever its languages.
 
     Raises:
         ScoringError: When the set is empty, or a reference is empty after normalisation and
@@ -61,20 +72,42 @@ def read_references(path: Path) -> References:
     kept = [utt for utt in data.utterances if utt.utt_id not in data.skipped]
     if not kept:
         raise ScoringError(f"{path} holds no utterance to score; run the data stages again")
-    texts = [normalize(utt.text, utt.language) for utt in kept]
+    segments = [data.segments.get(utt.utt_id, ()) for utt in kept]
+    bare = [utt.utt_id for utt, parts in zip(kept, segments, strict=True) if not parts]
+    if data.segments and bare:
+        raise ScoringError(
+            f"{path}/utt2segments: {_named(bare, 'utterance')} missing; make the set again"
+        )
+    languages = [
+        tuple(dict.fromkeys(part.language for part in parts)) or (utt.language,)
+        for utt, parts in zip(kept, segments, strict=True)
+    ]
+    texts = [normalize_mixed(u.text, own) for u, own in zip(kept, languages, strict=True)]
     empty = [utt.utt_id for utt, text in zip(kept, texts, strict=True) if not text]
     if empty:
         raise ScoringError(
             f"{path}/text: {_named(empty, 'reference')} empty after normalisation; correct the "
             f"text, or list the ids in {path}/skipped.tsv to leave them out"
         )
+    alternatives = []
+    for utt, own in zip(kept, languages, strict=True):
+        others = [normalize_mixed(t, own) for t in data.alternatives.get(utt.utt_id, ())]
+        alternatives.append(tuple(text for text in dict.fromkeys(others) if text))
+    named = [MIXED if data.segments else utt.language for utt in kept]
     return References(
         name=path.name,
         path=path,
-        utterances=tuple(ScoredUtterance(utt.utt_id, utt.speaker, utt.language) for utt in kept),
+        utterances=tuple(
+            ScoredUtterance(utt.utt_id, utt.speaker, language)
+            for utt, language in zip(kept, named, strict=True)
+        ),
         texts=tuple(texts),
+        alternatives=tuple(alternatives),
+        languages=tuple(languages),
+        segments=tuple(segments) if data.segments else (),
         durations=tuple(utt.duration for utt in kept),
         skipped=tuple(data.skipped),
+        pooled=pooled,
     )
 
 
@@ -91,8 +124,11 @@ def read_decoded(folder: Path, references: References) -> Decoded:
     path = folder / references.name / "text"
     texts = _read_hypotheses(path)
     _check_ids(path, texts, references)
-    hypotheses = [normalize(texts[utt.utt_id], utt.language) for utt in references.utterances]
-    stats = _read_stats(folder / references.name / "logdir")
+    hypotheses = [
+        normalize_mixed(texts[utt.utt_id], own)
+        for utt, own in zip(references.utterances, references.languages, strict=True)
+    ]
+    stats = read_stats(folder / references.name / "logdir")
     if stats:
         missing = [utt.utt_id for utt in references.utterances if utt.utt_id not in stats]
         if missing:
@@ -103,7 +139,7 @@ def read_decoded(folder: Path, references: References) -> Decoded:
     return Decoded(
         hypotheses=tuple(hypotheses),
         stats=tuple(stats[utt.utt_id] for utt in references.utterances) if stats else (),
-        jobs=_read_jobs(folder / "logdir"),
+        jobs=read_jobs(folder / "logdir"),
     )
 
 
@@ -150,7 +186,18 @@ def _named(ids: list[str], one: str, many: str | None = None) -> str:
     return f"{len(ids)} {noun} ({shown}{more})"
 
 
-def _read_stats(logdir: Path) -> dict[str, dict[str, Any]]:
+def read_stats(logdir: Path) -> dict[str, dict[str, Any]]:
+    """Read what decoding told of each utterance of a set.
+
+    Args:
+        logdir: ``exp/<system>/<inference_tag>/<set>/logdir``.
+
+    Returns:
+        An entry of ``stats.jsonl`` by utterance id; empty where there are none.
+
+    Raises:
+        ScoringError: When a line cannot be read, or an utterance is there more than once.
+    """
     stats: dict[str, dict[str, Any]] = {}
     for path in _by_job(logdir.glob("output.*/stats.jsonl")):
         for number, line in read_lines(path):
@@ -167,7 +214,15 @@ def _read_stats(logdir: Path) -> dict[str, dict[str, Any]]:
     return stats
 
 
-def _read_jobs(logdir: Path) -> tuple[dict[str, Any], ...]:
+def read_jobs(logdir: Path) -> tuple[dict[str, Any], ...]:
+    """Read what the decode jobs of a system tell of themselves.
+
+    Args:
+        logdir: ``exp/<system>/<inference_tag>/logdir``.
+
+    Raises:
+        ScoringError: When a file cannot be read, or files of different runs lie side by side.
+    """
     paths = _by_job(logdir.glob("output.*.json"))
     jobs = [read_json_object(path) for path in paths]
     for path, job in zip(paths, jobs, strict=True):

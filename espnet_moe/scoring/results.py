@@ -9,15 +9,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from espnet_moe.data.files import write_text
 from espnet_moe.errors import UserError
-from espnet_moe.scoring.error_rates import EditCounts, bootstrap_interval
+from espnet_moe.scoring.archive import Archive
+from espnet_moe.scoring.codeswitch import add_degradation, codeswitch_row
+from espnet_moe.scoring.comparisons import Bootstrap, average_rows, compare_rows
+from espnet_moe.scoring.experiment import read_experts, read_routers
 from espnet_moe.scoring.files import ScoringError, read_json_object, to_json
 from espnet_moe.scoring.folders import References, read_decoded, read_references
-from espnet_moe.scoring.rows import ALL, Row, ScoredSet, make_rows, score_set
-from espnet_moe.scoring.sclite import read_counts
+from espnet_moe.scoring.routing import low_confidence_rows, routing_rows
+from espnet_moe.scoring.rows import Row, ScoredSet, make_rows, score_set
+from espnet_moe.scoring.targets import judge_targets
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,9 @@ class ScoringOptions:
         systems: Names of system folders in ``exp``.
         test_sets: Names of data dirs in ``data``.
         inference_tag: Name of the decode folder of each system.
+        codeswitch_systems: Names of the system folders that decoded ``codeswitch_sets``.
+        codeswitch_sets: Names of data dirs in ``data`` with code-switched utterances, and of those
+            with their parts (``<set>_parts``); each is a row of its own.
         baseline: The system that the others are compared with.
         resamples: Bootstrap draws, at least 1000.
         seed: Seed of the draws.
@@ -46,6 +51,8 @@ class ScoringOptions:
     systems: tuple[str, ...]
     test_sets: tuple[str, ...]
     inference_tag: str
+    codeswitch_systems: tuple[str, ...] = ()
+    codeswitch_sets: tuple[str, ...] = ()
     baseline: str = "baseline"
     resamples: int = 2000
     seed: int = 0
@@ -57,7 +64,12 @@ class ScoringOptions:
             problems.append("systems is empty; name at least one system folder in exp")
         if not self.test_sets:
             problems.append("test_sets is empty; name at least one data dir")
-        for name in (*self.systems, *self.test_sets, self.inference_tag, self.baseline):
+        if bool(self.codeswitch_systems) != bool(self.codeswitch_sets):
+            problems.append("codeswitch_systems and codeswitch_sets need each other; give both")
+        if both := sorted(set(self.test_sets) & set(self.codeswitch_sets)):
+            problems.append(f"{', '.join(both)}: in test_sets or in codeswitch_sets, not in both")
+        names = (*self.systems, *self.test_sets, *self.codeswitch_systems, *self.codeswitch_sets)
+        for name in (*names, self.inference_tag, self.baseline):
             if name in {"", ".", ".."} or "/" in name:
                 problems.append(f"'{name}' is not the name of a folder; give it without a path")
         if self.resamples < 1000:
@@ -78,21 +90,30 @@ def score_systems(options: ScoringOptions) -> dict[str, Any]:
     Raises:
         ScoringError: Naming every problem of every system and set.
     """
-    earlier = read_results(options.exp) if (options.exp / "results.json").is_file() else None
+    earlier = read_results(options.exp) if (options.exp / "results.json").is_file() else {}
     scored_sets = _score_all(options)
     rows: dict[tuple[str, str, str], list[Row]] = {}
-    for row in earlier["rows"] if earlier else []:
+    switching: dict[tuple[str, str, str], Row] = {}
+    for row in earlier.get("rows", []):
         if _folder(options.exp, row).is_dir():
             rows.setdefault(_key(row), []).append(row)
+    for row in earlier.get("codeswitch", []):
+        if _key(row) in rows:
+            switching[_key(row)] = row
     for scored in scored_sets:
         new = make_rows(scored, options.resamples, options.seed)
         for row in new:
             row["score_command"] = options.command
-        rows[_key(new[0])] = new
+        key = _key(new[0])
+        rows[key] = new
+        switching.pop(key, None)
+        if scored.references.segments:
+            figures = codeswitch_row(scored.references, scored.decoded) or {}
+            system, tag, name = key
+            switching[key] = {"system": system, "inference_tag": tag, "set": name, **figures}
         scored.write()
     flat = [row for part in rows.values() for row in part]
     flat.sort(key=lambda row: row["system"] != options.baseline)  # stable: baseline first
-    _compare(flat, options)
     results = {
         "format": FORMAT,
         "command": options.command,
@@ -101,9 +122,25 @@ def score_systems(options: ScoringOptions) -> dict[str, Any]:
         "environment": _environment(),
         "baseline": options.baseline,
         "rows": flat,
+        "codeswitch": list(switching.values()),
     }
+    _derive(results, options)
     write_text(options.exp / "results.json", to_json(results))
     return results
+
+
+def _derive(results: dict[str, Any], options: ScoringOptions) -> None:
+    """Add what follows from the rows and the folders behind them, those of earlier runs too."""
+    rows, archive = results["rows"], Archive(options.exp)
+    draws = Bootstrap(options.resamples, options.seed)
+    compare_rows(rows, archive, options.baseline, draws)
+    add_degradation(results["codeswitch"], rows)
+    results["averages"] = average_rows(rows, archive, options.baseline, draws)
+    results["routing"] = routing_rows(rows, archive)
+    results["low_confidence"] = low_confidence_rows(rows, archive, draws)
+    results["experts"] = read_experts(options.exp)
+    results["routers"] = read_routers(options.exp)
+    results["targets"] = judge_targets(results)
 
 
 def read_results(exp: Path) -> dict[str, Any]:
@@ -130,85 +167,31 @@ def read_results(exp: Path) -> dict[str, Any]:
 def _score_all(options: ScoringOptions) -> list[ScoredSet]:
     """Read every set of every system; report the problems of all of them together."""
     problems: list[str] = []
-    test_sets: list[References] = []
-    for name in dict.fromkeys(options.test_sets):
-        try:
-            test_sets.append(read_references(options.data / name))
-        except UserError as error:
-            problems.append(str(error))
     scored = []
-    for system in dict.fromkeys(options.systems):
-        folder = options.exp / system / options.inference_tag
-        for references in test_sets:
+    asked = (
+        (options.systems, options.test_sets, False),
+        (options.codeswitch_systems, options.codeswitch_sets, True),
+    )
+    for systems, names, pooled in asked:
+        test_sets: list[References] = []
+        for name in dict.fromkeys(names):
             try:
-                decoded = read_decoded(folder, references)
+                test_sets.append(read_references(options.data / name, pooled))
             except UserError as error:
                 problems.append(str(error))
-                continue
-            scored.append(score_set(folder / references.name, references, decoded))
-            log.info("scored %s: %d utterances", scored[-1].folder, len(references.texts))
+        for system in dict.fromkeys(systems):
+            folder = options.exp / system / options.inference_tag
+            for references in test_sets:
+                try:
+                    decoded = read_decoded(folder, references)
+                except UserError as error:
+                    problems.append(str(error))
+                    continue
+                scored.append(score_set(folder / references.name, references, decoded))
+                log.info("scored %s: %d utterances", scored[-1].folder, len(references.texts))
     if problems:
         raise ScoringError("\n".join(dict.fromkeys(problems)))
     return scored
-
-
-def _compare(rows: list[Row], options: ScoringOptions) -> None:
-    """Fill in each row's ``comparison`` with the baseline's row of the same set and language.
-
-    Reads the ``counts.tsv`` of both, so that rows of earlier runs are compared anew when the
-    baseline was.
-    """
-    baselines = {
-        (row["inference_tag"], row["set"], row["language"]): row
-        for row in rows
-        if row["system"] == options.baseline
-    }
-    for row in rows:
-        row["comparison"] = None
-        baseline = baselines.get((row["inference_tag"], row["set"], row["language"]))
-        if baseline is None or baseline is row:
-            continue
-        try:
-            ids, counts = _counts(options.exp, row)
-            baseline_ids, baseline_counts = _counts(options.exp, baseline)
-        except UserError as error:
-            log.warning("no comparison with %s: %s", options.baseline, error)
-            continue
-        comparable = ids == baseline_ids and row["normalizer"] == baseline["normalizer"]
-        if not comparable or not np.array_equal(counts.lengths, baseline_counts.lengths):
-            log.warning(
-                "no comparison of %s with %s: they were scored against different references; "
-                "score both again",
-                _folder(options.exp, row),
-                options.baseline,
-            )
-            continue
-        row["comparison"] = _comparison(counts, baseline_counts, options)
-
-
-def _comparison(counts: EditCounts, baseline: EditCounts, options: ScoringOptions) -> Row:
-    low, high = bootstrap_interval(
-        counts.errors - baseline.errors, counts.lengths, options.resamples, options.seed
-    )
-    relative = None
-    if baseline.rate > 0:
-        relative = round(100 * (counts.rate - baseline.rate) / baseline.rate, 2)
-    return {
-        "baseline": options.baseline,
-        "wer_diff": round(counts.rate - baseline.rate, 2),
-        "wer_diff_ci": [round(low, 2), round(high, 2)],
-        "wer_relative": relative,
-        # Draws of a single utterance are all the same: their interval says nothing.
-        "significant": len(counts.errors) > 1 and (low > 0 or high < 0),
-    }
-
-
-def _counts(exp: Path, row: Row) -> tuple[list[str], EditCounts]:
-    ids, languages, counts = read_counts(_folder(exp, row) / "score_wer" / "counts.tsv")
-    if row["language"] == ALL:
-        return ids, counts
-    chosen = np.array([language == row["language"] for language in languages], dtype=np.bool_)
-    return [utt_id for utt_id, keep in zip(ids, chosen, strict=True) if keep], counts.select(chosen)
 
 
 def _key(row: Row) -> tuple[str, str, str]:

@@ -3,12 +3,14 @@
 Rates (``wer``, ``cer``, ``ser`` and their intervals) are in percent with two decimals;
 ``loop_rate`` is a share of 0 to 1; latencies are in milliseconds, ``seconds_audio`` in seconds.
 ``rtf``, ``peak_memory_mb`` and ``decode_commands`` belong to the system's whole decoding pass,
-which mixes sets and languages in a batch, and are the same in each of its rows.
+which mixes sets and languages in a batch, and are the same in each of its rows. ``references`` is
+``text``, or says how many utterances had alternatives, of which the best match was taken.
 """
 
 import math
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,16 @@ import numpy as np
 import numpy.typing as npt
 
 from espnet_moe.data.normalize import NORMALIZER
-from espnet_moe.scoring.error_rates import Alignment, EditCounts, bootstrap_interval, count_edits
-from espnet_moe.scoring.folders import Decoded, References
+from espnet_moe.scoring.error_rates import (
+    Alignment,
+    EditCounts,
+    bootstrap_interval,
+    count_best_edits,
+)
+from espnet_moe.scoring.folders import ALL, Decoded, References
 from espnet_moe.scoring.sclite import write_score_files
 
-ALL = "all"  # the language of a row that pools a set of several languages
+TEXT_ONLY = "text"  # what a row's references are where no utterance has alternatives
 
 Row = dict[str, Any]
 
@@ -55,13 +62,19 @@ def score_set(folder: Path, references: References, decoded: Decoded) -> ScoredS
         references: The references.
         decoded: The hypotheses and statistics, in the order of the references.
     """
-    words, word_alignments = count_edits(references.texts, decoded.hypotheses, "word")
-    characters, alignments = count_edits(references.texts, decoded.hypotheses, "character")
+    texts = [
+        (text, *others)
+        for text, others in zip(references.texts, references.alternatives, strict=True)
+    ]
+    words, word_alignments = count_best_edits(texts, decoded.hypotheses, "word")
+    characters, alignments = count_best_edits(texts, decoded.hypotheses, "character")
     return ScoredSet(folder, references, decoded, words, characters, word_alignments, alignments)
 
 
 def make_rows(scored: ScoredSet, resamples: int, seed: int) -> list[Row]:
     """Make a row a language, and one that pools them where there are several.
+
+    Of a set that is to be pooled there is that one only.
 
     Args:
         scored: The scored set, whose folder is ``<system>/<inference_tag>/<set>``.
@@ -71,8 +84,11 @@ def make_rows(scored: ScoredSet, resamples: int, seed: int) -> list[Row]:
     languages = np.array([utt.language for utt in scored.references.utterances])
     names = sorted(set(languages.tolist()))
     parts = [(name, languages == name) for name in names]
-    if len(names) > 1:
-        parts.append((ALL, np.ones(len(languages), dtype=np.bool_)))
+    everything = np.ones(len(languages), dtype=np.bool_)
+    if scored.references.pooled and not scored.references.segments:
+        parts = [(ALL, everything)]
+    elif len(names) > 1:
+        parts.append((ALL, everything))
     return [_make_row(scored, name, chosen, resamples, seed) for name, chosen in parts]
 
 
@@ -105,9 +121,18 @@ def _make_row(
         **_utterance_costs(scored, chosen),
         **_job_costs(scored.decoded.jobs),
         "normalizer": NORMALIZER,
+        "references": _references(scored.references, chosen),
         "inference_tag": inference_tag,
         "skipped": list(scored.references.skipped),
     }
+
+
+def _references(references: References, chosen: npt.NDArray[np.bool_]) -> str:
+    several = sum(bool(references.alternatives[row]) for row in np.flatnonzero(chosen))
+    if not several:
+        return TEXT_ONLY
+    noun = "utterance has" if several == 1 else "utterances have"
+    return f"best of text and text.alt ({several} {noun} alternatives)"
 
 
 def _interval(counts: EditCounts, resamples: int, seed: int) -> list[float]:
@@ -119,14 +144,14 @@ def _utterance_costs(scored: ScoredSet, chosen: npt.NDArray[np.bool_]) -> Row:
     """Return what the chosen utterances cost: ``None`` where decoding left no statistics."""
     rows = np.flatnonzero(chosen)
     stats = [scored.decoded.stats[row] for row in rows] if scored.decoded.stats else []
-    latencies = [_number(entry.get("latency_ms")) for entry in stats]
+    latencies = [number(entry.get("latency_ms")) for entry in stats]
     stops = [entry.get("stop") for entry in stats]
-    seconds = [_number(entry.get("seconds_audio")) for entry in stats]
+    seconds = [number(entry.get("seconds_audio")) for entry in stats]
     if not stats or None in seconds:
-        seconds = [_number(scored.references.durations[row]) for row in rows]
+        seconds = [number(scored.references.durations[row]) for row in rows]
     return {
-        "latency_ms_p50": _percentile(latencies, 50),
-        "latency_ms_p95": _percentile(latencies, 95),
+        "latency_ms_p50": percentile(latencies, 50),
+        "latency_ms_p95": percentile(latencies, 95),
         "seconds_audio": _total(seconds, 2),
         "loop_rate": round(stops.count("repetition") / len(stops), 4) if stops else None,
     }
@@ -134,9 +159,9 @@ def _utterance_costs(scored: ScoredSet, chosen: npt.NDArray[np.bool_]) -> Row:
 
 def _job_costs(jobs: tuple[Row, ...]) -> Row:
     """Return what the whole decoding pass of a system cost, ``None`` where jobs do not tell."""
-    wall = _total([_number(job.get("wall_seconds")) for job in jobs])
-    audio = _total([_number(job.get("audio_seconds")) for job in jobs])
-    peak = [_number(job.get("peak_memory_mb")) for job in jobs]
+    wall = _total([number(job.get("wall_seconds")) for job in jobs])
+    audio = _total([number(job.get("audio_seconds")) for job in jobs])
+    peak = [number(job.get("peak_memory_mb")) for job in jobs]
     known = [value for value in peak if value is not None]
     return {
         "rtf": round(wall / audio, 4) if wall is not None and audio else None,
@@ -171,7 +196,7 @@ def _commands(jobs: tuple[Row, ...]) -> list[str]:
     return list(dict.fromkeys(commands))
 
 
-def _number(value: Any) -> float | None:
+def number(value: Any) -> float | None:
     """Return a finite number, and ``None`` for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
@@ -186,6 +211,7 @@ def _total(values: list[float | None], decimals: int | None = None) -> float | N
     return sum(known) if decimals is None else round(sum(known), decimals)
 
 
-def _percentile(values: list[float | None], rank: float) -> float | None:
+def percentile(values: Sequence[float | None], rank: float) -> float | None:
+    """Return a percentile of the known values with two decimals; ``None`` where none is known."""
     known = [value for value in values if value is not None]
     return round(float(np.percentile(known, rank)), 2) if known else None

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from espnet_moe.report.results_md import results_md, write_results_md
-from espnet_moe.report.summary import summary_table
+from espnet_moe.report.summary import summary_table, terminal_table
 
 
 def make_row(system: str, test_set: str, language: str, wer: float, **changes: Any) -> dict:
@@ -41,7 +41,15 @@ def compared(relative: float, significant: bool) -> dict:
     return {"comparison": {"wer_relative": relative, "significant": significant}}
 
 
-def make_results(*rows: dict) -> dict:
+def make_average(system: str, wer: float | None, **relative: float) -> dict:
+    against = {
+        kind: {"wer_relative": change, "significant": change < -10}
+        for kind, change in relative.items()
+    }
+    return {"system": system, "inference_tag": "greedy", "wer": wer, "against": against}
+
+
+def make_results(*rows: dict, averages: tuple[dict, ...] = ()) -> dict:
     return {
         "format": 1,
         "command": "score",
@@ -51,6 +59,7 @@ def make_results(*rows: dict) -> dict:
         "environment": {"python": "3.11", "espnet": "202511", "torch": None, "jiwer": "4"},
         "baseline": "baseline",
         "rows": list(rows),
+        "averages": list(averages),
     }
 
 
@@ -62,12 +71,22 @@ def test_summary_has_languages_as_columns_and_marks_sure_changes() -> None:
             make_row("oracle", "test_hi", "hi", 20.0, **compared(-50.0, True)),
             make_row("oracle", "test_it", "it", 19.0, **compared(-5.0, False)),
             make_row("half", "test_it", "it", 0.0, **compared(-100.0, True)),
+            averages=(
+                make_average("baseline", 30.0),
+                make_average("oracle", 19.5, baseline=-35.0),
+                make_average("half", None),
+            ),
         )
     )
     assert table.header == ("system", "hi", "it", "mean")
     assert table.rows == (
         ("baseline", "40.00 [39.00, 41.00]", "20.00 [19.00, 21.00]", "30.00"),
-        ("oracle", "20.00 [19.00, 21.00] -50.0 %*", "19.00 [18.00, 20.00] -5.0 %", "19.50 -35.0 %"),
+        (
+            "oracle",
+            "20.00 [19.00, 21.00] -50.0 %*",
+            "19.00 [18.00, 20.00] -5.0 %",
+            "19.50 -35.0 %*",
+        ),
         ("half", "-", "0.00 [-1.00, 1.00] -100.0 %*", "-"),
     )
     lines = table.to_text().splitlines()
@@ -77,7 +96,34 @@ def test_summary_has_languages_as_columns_and_marks_sure_changes() -> None:
 
 def test_a_mean_of_zero_is_shown() -> None:
     rows = [make_row("oracle", name, name, 0.0) for name in ("hi", "it")]
-    assert summary_table(make_results(*rows)).rows[0][-1] == "0.00"
+    results = make_results(*rows, averages=(make_average("oracle", 0.0),))
+    assert summary_table(results).rows[0][-1] == "0.00"
+
+
+def test_the_terminal_has_a_short_row_a_system() -> None:
+    rows = [
+        make_row("baseline", "test_hi", "hi", 40.0),
+        make_row("baseline", "test_it", "it", 20.0),
+        make_row("baseline", "test_cs_inter_parts", "all", 30.0),
+        make_row("hard", "test_cs_inter", "mixed", 25.0),
+        make_row("hard", "test_hi", "hi", 20.0, **compared(-50.0, True)),
+        make_row("hard", "test_it", "it", 19.0, **compared(-5.0, False)),
+        make_row("frame", "test_cs_inter", "mixed", 15.0),
+    ]
+    averages = (
+        make_average("baseline", 30.0),
+        make_average("hard", 19.5, baseline=-35.0, oracle=2.0),
+    )
+    table = terminal_table(make_results(*rows, averages=averages))
+    assert table.header == (
+        *("system", "hi", "it", "mean", "to baseline", "to oracle"),
+        "cs_inter",
+    )
+    assert table.rows == (
+        ("baseline", "40.00", "20.00", "30.00", "-", "-", "-"),
+        ("hard", "20.00*", "19.00", "19.50", "-35.0 %*", "+2.0 %", "25.00"),
+        ("frame", "-", "-", "-", "-", "-", "15.00"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,7 +140,8 @@ def test_a_mean_of_zero_is_shown() -> None:
 )
 def test_columns_are_told_apart(columns: list[tuple[str, str]], expected: tuple[str, ...]) -> None:
     rows = [make_row("baseline", *column, 10.0) for column in columns]
-    table = summary_table(make_results(*rows))
+    averages = (make_average("baseline", 10.0),)
+    table = summary_table(make_results(*rows, averages=averages))
     assert table.header == ("system", *expected)
     if "mean" in expected:
         assert table.rows[0][-1] == "10.00"
