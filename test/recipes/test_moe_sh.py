@@ -13,11 +13,15 @@ ROOT = Path(__file__).resolve().parents[2]
 PYTHON = """#!/usr/bin/env bash
 set -e
 verb=${2#espnet_moe.bin.}
-if [ "$verb" = stage ]; then
+if [ "$verb" = stage ] || [ "$1" = -c ]; then
     exec $REAL_PYTHON "$@"
 fi
+if [[ ${3:-} == @* ]]; then
+    mapfile -t words <"${3#@}"
+    set -- "${@:1:2}" "${words[@]}" "${@:4}"
+fi
 echo "$verb ${*:3}" >>"$LOG"
-[ "$verb" != "${FAIL:-}" ] || exit 7
+[[ -z ${FAIL:-} || "$verb ${*:3}" != "$FAIL"* ]] || exit 7
 declare -A value
 key=verb
 while [ $# -gt 0 ]; do
@@ -29,9 +33,42 @@ case $verb in
     format_audio) for dir in ${value[in]}; do datadir "${value[out]% }/$(basename "$dir")"; done ;;
     combine_data) datadir ${value[out]} ;;
     collect_shapes) mkdir -p ${value[out]} && echo u-1 9 >${value[out]% }/speech_shape ;;
+    make_codeswitch)
+        for kind in inter intra rapid; do
+            datadir "${value[out]% }/test_cs_$kind"
+            datadir "${value[out]% }/test_cs_${kind}_parts"
+        done
+        ;;
+    embed)
+        for dir in ${value[data]}; do
+            mkdir -p "${value[out]% }/$(basename "$dir")"
+            echo {} >"${value[out]% }/$(basename "$dir")/embeddings.json"
+        done
+        ;;
+    assign_experts)
+        out=${value[out]% }
+        names=$(basename -a ${value[train]} | sed 's/train_//')
+        [ "${value[experts_by]}" = "language " ] || names="c0 c1"
+        for name in $names router joint; do
+            for split in train dev; do
+                datadir "$out/data/${split}_$name"
+                stats=$out/stats/${split}_$name
+                mkdir -p "$stats" && echo u-1 9 >"$stats/speech_shape"
+            done
+        done
+        echo u-1 c0:1 >"$out/utt2experts"
+        printf '{"experts": ["%s"]}' "$(echo $names | sed 's/ /", "/g')" >"$out/experts.json"
+        ;;
     train)
-        mkdir -p ${value[output_dir]% }/expert
-        echo {} >${value[output_dir]% }/expert/expert.json
+        out=${value[output_dir]% }
+        case ${value[phase]} in
+            expert*) folders=expert ;;
+            router*) folders=router ;;
+            joint*) folders="router $(printf 'expert_%s ' ${value[experts]})" ;;
+        esac
+        for folder in $folders; do
+            mkdir -p "$out/$folder" && echo {} | tee "$out/$folder"/{expert,router}.json >/dev/null
+        done
         ;;
     decode)
         for dir in ${value[data]}; do
@@ -39,6 +76,8 @@ case $verb in
             mkdir -p "$share"
             [ "${value[job]}" != "1 " ] || echo "u-1 ciao" >"$share/text"
         done
+        mkdir -p ${value[out]% }/logdir
+        echo {} >"${value[out]% }/logdir/output.${value[job]% }.json"
         ;;
     score) echo "the table" && touch exp/results.json exp/RESULTS.md ;;
 esac
@@ -76,7 +115,11 @@ class Recipe:
             self.write(name, None).symlink_to(template / name)
         self.write("local/data.sh", DATA)
         self.write("conf/train_expert.yaml", "rank: 8\n")
-        self.write("conf/decode_greedy.yaml", "beam_size: 1\n")
+        for name in (
+            *("decode_greedy", "assign_language", "assign_kmeans", "codeswitch"),
+            *("train_utterance", "train_frame", "train_joint"),
+        ):
+            self.write(f"conf/{name}.yaml", f"# {name}\n")
         self.python = self.write("bin/python3", PYTHON)
         setup = folder / "tools/setup.sh"
         setup.parent.mkdir()
@@ -125,10 +168,18 @@ ALL = sorted(
     + ["format_audio"] * 2
     + ["combine_data"] * 6
     + ["collect_shapes"] * 4
+    + ["embed"] * 2
+    + ["assign_experts"]
     + ["train"] * 2
     + ["decode"] * 4
     + ["score"]
 )
+MIXTURE = [
+    *("--codeswitch_config", "conf/codeswitch.yaml", "--routers", "utterance frame"),
+    *("--joint_config", "conf/train_joint.yaml", "--embedding_layer", "2"),
+    *("--systems", "baseline oracle hard joint", "--codeswitch_systems", "oracle segment"),
+    *("--inference_nj", "1", "--ngpu", "0"),
+]
 
 
 @pytest.fixture
@@ -147,9 +198,12 @@ def test_the_whole_path_and_again(recipe: Recipe) -> None:
     for part in (
         "--config conf/train_expert.yaml --phase expert --experts it",
         "--backbone whisper --backbone_conf path=hub/name",
-        "--train_dir dump/raw/train_it --train_stats exp/stats/train_it",
-        "--valid_dir dump/raw/dev_it --valid_stats exp/stats/dev_it",
-        "--ngpu 0 --output_dir exp/expert_it --max_epoch 4",
+        "--train_dir exp/assign_language/data/train_it",
+        "--train_stats exp/assign_language/stats/train_it",
+        "--valid_dir exp/assign_language/data/dev_it",
+        "--valid_stats exp/assign_language/stats/dev_it",
+        "--ngpu 0",
+        "--output_dir exp/expert_it --max_epoch 4",
     ):
         assert part in train
     oracle = recipe.line("decode", "--system oracle", "--job 2 ")
@@ -167,7 +221,7 @@ def test_the_whole_path_and_again(recipe: Recipe) -> None:
     again = recipe.run("--ngpu", "0", "--train_args", "--max_epoch 4")
     assert again.returncode == 0, again.stderr
     assert recipe.did() == []
-    assert again.stdout.count("skipped: done, nothing has changed") == 12
+    assert again.stdout.count("skipped: done, nothing has changed") == 15
     assert "the table" in again.stdout
 
     # Another option of the training: experts anew (the old ones are kept), and what follows.
@@ -181,11 +235,84 @@ def test_only_what_a_new_language_needs(recipe: Recipe) -> None:
     assert recipe.run("--langs", "hi").returncode == 0
     assert recipe.run().returncode == 0
     assert recipe.did() == sorted(
-        ["data.sh", "format_audio", "train", "score"]
+        ["data.sh", "format_audio", "embed", "assign_experts", "train", "score"]
         + ["combine_data"] * 3
         + ["collect_shapes"] * 2
         + ["decode"] * 4
     )
+
+
+def test_the_mixture(recipe: Recipe) -> None:
+    done = recipe.run(*MIXTURE)
+    assert done.returncode == 0, done.stderr
+    assert recipe.did() == sorted(
+        [*ALL, "make_codeswitch", *["train"] * 3, "decode"]  # baseline oracle hard joint segment
+    )
+    router = recipe.line("train ", "--phase router", "utterance.yaml")
+    for part in (
+        "--experts hi it --languages hi it --backbone whisper",
+        "--train_dir exp/assign_language/data/train_router",
+        "--output_dir exp/utterance",
+    ):
+        assert part in router
+    joint = recipe.line("train ", "--phase joint")
+    for part in (
+        "--init_router exp/utterance/router",
+        "--init_experts hi=exp/expert_hi/expert it=exp/expert_it/expert",
+        "--valid_dir exp/assign_language/data/dev_joint",
+    ):
+        assert part in joint
+    experts = "--experts hi=exp/expert_hi/expert it=exp/expert_it/expert"
+    assert f"--system hard {experts} --router exp/utterance/router" in recipe.line("--system hard")
+    segment = recipe.line("--system segment")
+    assert f"{experts} --router exp/frame/router --data dump/raw/test_cs_inter" in segment
+    assert "test_hi" not in segment
+    oracle = recipe.line("--system oracle")
+    assert "--router" not in oracle
+    assert "test_hi dump/raw/test_it dump/raw/test_cs_inter" in oracle
+    assert (
+        "--system soft --experts hi=exp/joint/expert_hi it=exp/joint/expert_it "
+        "--router exp/joint/router" in recipe.line("--out exp/joint/")
+    )
+    score = recipe.line("score")
+    assert "--systems baseline oracle hard joint --codeswitch_sets test_cs_inter" in score
+    assert "--codeswitch_systems oracle segment" in score
+    again = recipe.run(*MIXTURE)
+    assert again.returncode == 0, again.stderr
+    assert recipe.did() == []
+
+
+def test_clusters_have_experts_of_their_own(recipe: Recipe) -> None:
+    assert recipe.run(*MIXTURE).returncode == 0
+    done = recipe.run(*MIXTURE, "--experts_by", "kmeans")
+    assert done.returncode == 0, done.stderr
+    assert recipe.did() == sorted(
+        ["assign_experts", *["train"] * 5, *["decode"] * 4, "score"]  # the baseline stays
+    )
+    assign = recipe.line("assign_experts")
+    assert "--experts_by kmeans --config conf/assign_kmeans.yaml" in assign
+    assert "--embeddings exp/embeddings --layer 2" in assign
+    assert "--train dump/raw/train_hi dump/raw/train_it --dev dump/raw/dev_hi" in assign
+    oracle = recipe.line("--system oracle")
+    assert "--experts c0=exp/expert_kmeans_c0/expert c1=exp/expert_kmeans_c1/expert" in oracle
+    assert "--utt2experts exp/assign_kmeans/utt2experts" in oracle
+    assert "--systems baseline oracle_kmeans hard_kmeans joint_kmeans" in recipe.line("score")
+
+
+def test_a_failed_system_does_not_undo_the_others(recipe: Recipe) -> None:
+    (recipe.folder / "conf/decode_greedy.yaml").write_text("# once\n")
+    assert recipe.run("--stop_stage", "9").returncode == 0
+    failed = recipe.run(
+        "--stage",
+        "10",
+        "--stop_stage",
+        "10",
+        fail="decode --backbone hub/name --context variable --system oracle",
+    )
+    assert failed.returncode == 1
+    assert (recipe.folder / "exp/baseline/decode_greedy/test_it/text").exists()
+    assert recipe.run("--stage", "10", "--stop_stage", "10").returncode == 0
+    assert recipe.did() == ["decode"] * 2
 
 
 def test_failed_expert_alone_is_trained_again(recipe: Recipe) -> None:
@@ -221,7 +348,14 @@ def test_choice_of_stages(recipe: Recipe) -> None:
 @pytest.mark.parametrize(
     ("words", "messages"),
     [
-        (["--stage", "5", "--stop-stage", "7"], ["has the stages 1 2 3 4 8 10 11"]),
+        (["--stage", "12", "--stop-stage", "13"], ["has the stages 1 2 3 4 5 6 7 8 9 10 11"]),
+        (["--systems", "hard best"], ["'best' is none of", "hard needs a router: --routers"]),
+        (
+            ["--systems", "joint", "--routers", "x"],
+            ["joint needs --joint_config", "train_x.yaml does"],
+        ),
+        (["--experts_by", "dbscan"], ["--experts_by is language or one of kmeans"]),
+        (["--codeswitch_systems", "frame"], ["needs sets to decode: --codeswitch_config"]),
         (["--stage", "2", "--stop_stage", "1"], ["there is no stage to run"]),
         (["--stage", "all"], ["stage 'all' is not a number"]),
         (["--stages", "1"], ["--stages is unknown", "--stop_stage"]),

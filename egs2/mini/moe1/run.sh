@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Experts for Hindi, Italian, Punjabi and Telugu on a tiny Whisper, with the mini corpus, which is
-# spoken on this machine. `run.sh --help` lists the options.
+# Experts for Hindi, Italian, Punjabi and Telugu on a tiny Whisper, routed and mixed, with the mini
+# corpus, which is spoken on this machine. `run.sh --help` lists the options;
+# `run.sh --experts_by kmeans` (or hdbscan) gives every cluster of speech an expert instead.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -10,5 +11,12 @@ cd "$(dirname "$0")"
     --backbone ../base1/whisper_mini \
     --train_config conf/train_expert.yaml \
     --inference_config conf/decode_greedy.yaml \
-    --systems "baseline oracle" \
+    --embedding_layer 4 \
+    --embedding_pooling mean_std \
+    --routers "router frame_router" \
+    --joint_config conf/train_joint.yaml \
+    --codeswitch_config conf/codeswitch.yaml \
+    --systems "baseline oracle hard soft threshold topk hierarchical joint" \
+    --codeswitch_systems "oracle hard frame segment" \
+    --inference_nj 1 \
     "$@"

@@ -9,6 +9,31 @@ wanted() {
     ((stage <= $1 && $1 <= stop_stage)) && [[ " $skip_stages " != *" $1 "* ]]
 }
 
+# run_stage NUMBER TITLE FUNCTION: run a stage if it is wanted. Not as a condition of anything: `set -e`
+# has to hold inside.
+run_stage() {
+    wanted "$1" || return 0
+    log "Stage $1: $2"
+    "$3"
+}
+
+# listed WORD WORDS ...: whether the first is among the others.
+listed() {
+    local word
+    for word in "${@:2}"; do [ "$word" != "$1" ] || return 0; done
+    return 1
+}
+
+# each FORMAT WORDS ...: printf, but nothing where there are no words.
+# shellcheck disable=SC2059  # the format is the point
+each() { [ $# = 1 ] || printf "$@"; }
+
+# join SEPARATOR WORDS ...
+join() {
+    local IFS=$1
+    echo "${*:2}"
+}
+
 # to_do STAMP [options of espnet_moe.bin.stage]: whether there is work to do; says why. Sets `begun`
 # to whether an earlier run from the same inputs was interrupted.
 to_do() {

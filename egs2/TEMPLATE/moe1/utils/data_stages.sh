@@ -1,0 +1,61 @@
+# shellcheck shell=bash disable=SC2154,SC2046,SC2086,SC2207  # options and lists of moe.sh
+# Sourced by moe.sh: from corpora to sets and their statistics.
+
+corpora_to_data_dirs() { # stage 1
+    local made=() lang
+    for lang in $langs; do made+=($(splits_of "$lang" "$datadir" train dev test)); done
+    to_do "$datadir/.done/stage1.json" --inputs local/data.sh --outputs "${made[@]/%//wav.scp}" \
+        --options "sources=$sources" "opts=$local_data_opts" "bad=$allow_bad_test_audio" || return 0
+    local/data.sh --datadir "$datadir" --sources "$sources" --nj "$nj" \
+        --allow_bad_test_audio "$allow_bad_test_audio" $local_data_opts
+    finish "$datadir/.done/stage1.json"
+}
+
+audio_formatting() { # stage 2
+    local from into lang
+    for lang in $langs; do
+        from=($(splits_of "$lang" "$datadir" train dev test))
+        into=($(splits_of "$lang" "$raw" train dev test))
+        to_do "$dumpdir/.done/stage2_$lang.json" --inputs "${from[@]}" \
+            --listed "${from[@]/%//wav.scp}" --outputs "${into[@]/%//wav.scp}" --options \
+            "$audio_format" "$min_wav_duration" "$max_wav_duration" "$allow_bad_test_audio" ||
+            continue
+        $train_cmd --num-threads "$nj" "$logs/format_$lang.log" \
+            $python -m espnet_moe.bin.format_audio --in "${from[@]}" --out "$raw" --nj "$nj" \
+            --audio_format "$audio_format" --min_wav_duration "$min_wav_duration" \
+            --max_wav_duration "$max_wav_duration" --allow_bad_audio "$allow_bad_test_audio"
+        finish "$dumpdir/.done/stage2_$lang.json"
+    done
+}
+
+sets_of_languages() { # stage 3
+    local from lang
+    for lang in $langs; do
+        from=($(splits_of "$lang" "$raw" train dev test))
+        to_do "$dumpdir/.done/stage3_$lang.json" --inputs "${from[@]}" \
+            --outputs "$raw"/{train,dev,test}"_$lang" || continue
+        $train_cmd SPLIT=train,dev,test "$logs/combine_$lang.SPLIT.log" \
+            $python -m espnet_moe.bin.combine_data --in $(splits_of "$lang" "$raw" SPLIT) \
+            --out "$raw/SPLIT_$lang"
+        finish "$dumpdir/.done/stage3_$lang.json"
+    done
+    [ -n "$codeswitch_config" ] || return 0
+    local tests=($(each "$raw/test_%s " $langs))
+    to_do "$dumpdir/.done/stage3_codeswitch.json" --inputs "$codeswitch_config" "${tests[@]}" \
+        --outputs $(each "$raw/%s/wav.scp " $codeswitch_sets) || return 0
+    $train_cmd "$logs/codeswitch.log" $python -m espnet_moe.bin.make_codeswitch \
+        --data "${tests[@]}" --config "$codeswitch_config" --out "$raw"
+    finish "$dumpdir/.done/stage3_codeswitch.json"
+}
+
+shape_statistics() { # stage 4
+    local lang
+    for lang in $langs; do
+        to_do "$expdir/.done/stage4_$lang.json" --inputs "$raw"/{train,dev}"_$lang" \
+            --outputs "$expdir/stats"/{train,dev}"_$lang/speech_shape" || continue
+        $train_cmd SPLIT=train,dev "$logs/shapes_$lang.SPLIT.log" \
+            $python -m espnet_moe.bin.collect_shapes --data "$raw/SPLIT_$lang" \
+            --out "$expdir/stats/SPLIT_$lang"
+        finish "$expdir/.done/stage4_$lang.json"
+    done
+}

@@ -1,0 +1,123 @@
+# shellcheck shell=bash disable=SC2154,SC2046,SC2086,SC2206,SC2207  # options and lists of moe.sh
+# Sourced by moe.sh: from trained systems to a scored table.
+
+# name_of SYSTEM: the folder of its results; other experts than the usual ones have their own.
+name_of() {
+    if [ "$1" = baseline ]; then
+        echo baseline
+    elif [ "$experts_tag" = expert ]; then
+        echo "$1$by"
+    else
+        echo "$1${by}_$experts_tag"
+    fi
+}
+
+# all_systems: each once.
+all_systems() { each '%s\n' $systems $codeswitch_systems | awk '!seen[$0]++'; }
+
+# sets_of SYSTEM: the test sets that it decodes.
+sets_of() {
+    ! listed "$1" $systems || echo $test_sets
+    ! listed "$1" $codeswitch_systems || echo $codeswitch_sets
+}
+
+# parts_of SYSTEM: sets what it consists of: `options` of the command line and the `folders` behind.
+parts_of() {
+    local experts name folder router=$expdir/${routers%% *}$by/router
+    options=(--system "$1")
+    folders=()
+    case $1 in
+        baseline) return ;;
+        joint) options=(--system "$joint_strategy") router=$expdir/$joint_tag$by/router ;;
+        frame | segment) router=$expdir/${routers##* }$by/router ;;
+    esac
+    read_experts
+    options+=(--experts)
+    for name in "${experts[@]}"; do
+        folder=$expdir/$experts_tag${by}_$name/expert
+        [ "$1" != joint ] || folder=$expdir/$joint_tag$by/expert_$name
+        options+=("$name=$folder")
+        folders+=("$folder")
+    done
+    if [ "$1" != oracle ]; then
+        options+=(--router "$router")
+        folders+=("$router")
+    elif [ "$experts_by" != language ]; then
+        options+=(--utt2experts "$assigned/utt2experts")
+        folders+=("$assigned/utt2experts")
+    fi
+}
+
+decoding() { # stage 10
+    local system out sets job shares=() pending=() options folders failed=0
+    for system in $(all_systems); do
+        parts_of "$system"
+        sets=($(sets_of "$system"))
+        out=$expdir/$(name_of "$system")/$inference_tag
+        to_do "$(decode_stamp "$system")" --inputs "$inference_config" "${backbone_files[@]}" \
+            "${folders[@]}" $(each "$raw/%s " "${sets[@]}") --options "$backbone" \
+            "context=$context" "system=${options[*]}" --outputs $(each "$out/%s/text " "${sets[@]}") ||
+            continue
+        # No share of an earlier run with more jobs may stay; other sets' results do.
+        rm -rf "$out/logdir" $(each "$out/%s " "${sets[@]}")
+        mkdir -p "$out/logdir"
+        for ((job = 1; job <= inference_nj; job++)); do
+            shares+=("$(name_of "$system").$job")
+            printf '%s\n' --backbone "$backbone" --context "$context" "${options[@]}" \
+                --data $(each "$raw/%s " "${sets[@]}") --config "$inference_config" \
+                --out "$out" --job "$job" --num_jobs "$inference_nj" \
+                >"$logs/decode_$inference_tag.$(name_of "$system").$job.args"
+        done
+        pending+=("$system")
+    done
+    [ ${#pending[@]} -gt 0 ] || return 0
+    # All shares of all systems are one array; a system whose shares all went well is done.
+    $decode_cmd --gpu "$inference_gpus" SHARE="$(join , "${shares[@]}")" \
+        "$logs/decode_$inference_tag.SHARE.log" $python -m espnet_moe.bin.decode \
+        "@$logs/decode_$inference_tag.SHARE.args" || failed=$?
+    for system in "${pending[@]}"; do merge_shares "$system" || failed=1; done
+    [ $failed = 0 ] || exit 1
+}
+
+decode_stamp() {
+    local sets
+    sets=$(sets_of "$1" | tr '\n' ' ')
+    echo "$expdir/.done/stage10_$(name_of "$1")_${inference_tag}_$(cksum <<<"$sets" | cut -d ' ' -f 1).json"
+}
+
+# merge_shares SYSTEM: one text a set from those of the jobs.
+merge_shares() {
+    local set out
+    out=$expdir/$(name_of "$1")/$inference_tag
+    [ "$(find "$out/logdir" -name 'output.*.json' | wc -l)" = "$inference_nj" ] || return 1
+    for set in $(sets_of "$1"); do
+        cat "$out/$set"/logdir/output.*/text | sort >"$out/$set/text"
+        if [ "$(wc -l <"$out/$set/text")" != "$(wc -l <"$raw/$set/text")" ]; then
+            log "error: $out/$set/text and $raw/$set/text differ in length" >&2
+            return 1
+        fi
+    done
+    finish "$(decode_stamp "$1")"
+}
+
+scoring() { # stage 11
+    local texts=() names=() codeswitch=() system set out
+    for system in $(all_systems); do
+        out=$expdir/$(name_of "$system")/$inference_tag
+        texts+=("$out/logdir" $(each "$out/%s/text " $(sets_of "$system")))
+    done
+    for system in $systems; do names+=("$(name_of "$system")"); done
+    if [ -n "$codeswitch_systems" ]; then
+        codeswitch=(--codeswitch_sets $codeswitch_sets --codeswitch_systems)
+        for system in $codeswitch_systems; do codeswitch+=("$(name_of "$system")"); done
+    fi
+    if to_do "$expdir/.done/stage11$by.json" --inputs "${texts[@]}" \
+        $(each "$raw/%s " $test_sets $codeswitch_sets) --options "$inference_tag" \
+        --outputs "$expdir"/{results.json,RESULTS.md,summary.txt}; then
+        $train_cmd "$logs/score.log" $python -m espnet_moe.bin.score --exp "$expdir" \
+            --data "$raw" --test_sets $test_sets --systems "${names[@]}" "${codeswitch[@]}" \
+            --inference_tag "$inference_tag" \> "$expdir/summary.txt"
+        finish "$expdir/.done/stage11$by.json"
+    fi
+    cat "$expdir/summary.txt"
+}
