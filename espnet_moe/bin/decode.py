@@ -3,8 +3,9 @@ r"""Decode test sets with one system (stage 10).
 The system `baseline` is the backbone alone; `oracle` gives every utterance the expert of its true
 language (or those of --utt2experts). In all others a router decides: `hard`, `soft`, `threshold`,
 `topk`, `hierarchical` and `fixed` an utterance, `frame` every 20 ms; `segment` cuts the utterance
-where the language changes. Their settings stand under `routing:` in --config. Batches mix languages
-and sets; each job writes its share under <out>/<set>/logdir/output.JOB/.
+where the language changes (with an utterance-level router: at pauses only). Their settings stand
+under `routing:` in --config. Batches mix languages and sets; each job writes its share under
+<out>/<set>/logdir/output.JOB/.
 
 Example:
   python -m espnet_moe.bin.decode --backbone ../base1/whisper_mini --system oracle \
@@ -51,11 +52,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Load, decode, write."""
     args = get_parser().parse_args(argv)
     # After parsing, so that --help and a mistyped option answer at once.
-    from espnet_moe.decoding.loading import load_decoder, parse_experts, read_memberships
+    from espnet_moe.data.memberships import read_utt2experts
+    from espnet_moe.decoding.loading import load_decoder, parse_experts
     from espnet_moe.decoding.sets import decode_sets
 
     experts = parse_experts(args.system, args.experts, args.router, args.utt2experts)
-    memberships = read_memberships(args.utt2experts)
+    memberships = None
+    if args.utt2experts is not None:
+        memberships = read_utt2experts(args.utt2experts, list(experts))
     decoder = load_decoder(
         args.backbone,
         args.context,
@@ -64,7 +68,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.device,
         args.system,
         args.router,
-        memberships,
     )
     chosen_by_language = set(experts) <= set(decoder.backbone.tokens.languages)
     facts = {

@@ -20,10 +20,10 @@ from espnet_moe.decoding.parts import (
     padded,
     whole_or_windows,
 )
-from espnet_moe.decoding.plans import SYSTEMS, FramePlan, Plan, build_plan
+from espnet_moe.decoding.plans import SYSTEMS, FramePlan, PausePlan, Plan, build_plan
 from espnet_moe.decoding.routing import Route, RoutingOptions, Truth
 from espnet_moe.decoding.search import Hypothesis, SearchOptions, search
-from espnet_moe.decoding.windows import pieces
+from espnet_moe.decoding.windows import pieces, stretches
 from espnet_moe.experts.expert_set import ExpertSet
 from espnet_moe.experts.gates import use_gates
 from espnet_moe.routing.routers import Router
@@ -208,6 +208,8 @@ class Decoder:
 
     def _cut(self, parts: list[Part], spent: "_Spent") -> list[Part]:
         """Pieces of one language each, their experts chosen (system ``segment``)."""
+        if isinstance(self.plan, PausePlan):
+            return self._cut_at_pauses(parts, self.plan, spent)
         plan, found = self.plan, []
         assert isinstance(plan, FramePlan) and plan.router is not None
         for group in groups(parts, self.options.batch_size):
@@ -230,6 +232,37 @@ class Decoder:
                     piece = part.speech[a:b]
                     found.append(Part(part.owner, part.start + a, piece, language, expert))
         return sorted(found, key=lambda p: (p.owner, p.start))
+
+    def _cut_at_pauses(self, parts: list[Part], plan: PausePlan, spent: "_Spent") -> list[Part]:
+        """Stretches between pauses, those in turn of one language joined again."""
+        assert plan.router is not None
+        options, found = self.options.routing, []
+        cut = [stretches(p.speech, options.pause_spacing, options.pause_depth) for p in parts]
+        candidates = [
+            Part(i, a, part.speech[a:b], part.language)
+            for i, (part, spans) in enumerate(zip(parts, cut, strict=True))
+            for a, b in spans
+        ]
+        routes: dict[int, tuple[Route, int]] = {}
+        for group in groups(candidates, self.options.batch_size):
+            speech, lengths = padded(group, self.backbone.device)
+            with spent.on("encode"), use_gates(None):
+                read = self.backbone.encode_lower(speech, lengths, plan.router.layer)
+            with spent.on("route"):
+                route = plan.decide(read.hidden, read.spoken)
+            for row, (stretch, record) in enumerate(zip(group, route.records(), strict=True)):
+                stretch.record = record
+                routes[id(stretch)] = route, row
+        for i, part in enumerate(parts):
+            own = [p for p in candidates if p.owner == i]
+            part.record = join_records(own)
+            with spent.on("route"):
+                runs = plan.runs([routes[id(p)] for p in own])
+            for first, last, language, expert in runs:
+                a, b = own[first].start, own[last - 1].start + len(own[last - 1].speech)
+                piece = part.speech[a:b]
+                found.append(Part(part.owner, part.start + a, piece, language, expert))
+        return found
 
     def _joined(
         self, parts: list[Part], rows: list[Part], seconds: tuple[float, float, float]

@@ -14,7 +14,6 @@ from espnet_moe.decoding.routing import RoutingOptions
 from espnet_moe.errors import UserError
 from espnet_moe.experts.expert_files import load_experts, read_manifest
 from espnet_moe.routing.families import family_of, load_families
-from espnet_moe.routing.oracle import parse_memberships
 from espnet_moe.routing.router_files import load_router, read_router_manifest
 
 
@@ -90,32 +89,6 @@ def read_options(path: str | None) -> DecodeOptions:
     return replace(options, routing=routing)
 
 
-def read_memberships(path: str | None) -> dict[str, dict[str, float]] | None:
-    """Weight by expert by utterance id, from a file with lines ``utt_id expert:weight …``.
-
-    Raises:
-        ConfigError: Naming the lines that are wrong.
-    """
-    if path is None:
-        return None
-    if not Path(path).is_file():
-        raise ConfigError(f"--utt2experts {path} does not exist")
-    found: dict[str, dict[str, float]] = {}
-    problems = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        utt_id, _, rest = line.partition(" ")
-        try:
-            if utt_id in found:
-                raise ConfigError(f"{utt_id} stands here twice")
-            found[utt_id] = parse_memberships(rest)
-        except UserError as error:
-            problems.append(f"{path}:{number}: {error}")
-    if problems:
-        more = f"\n  … {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ConfigError("\n  ".join(problems[:5]) + more)
-    return found
-
-
 def load_decoder(
     backbone: str,
     context: str,
@@ -124,7 +97,6 @@ def load_decoder(
     device: str,
     system: str = "",
     router: str | None = None,
-    memberships: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Decoder:
     """Load backbone, experts and router onto a device (``auto``: a GPU where there is one).
 
@@ -136,7 +108,6 @@ def load_decoder(
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:0`` …
         system: One of :data:`SYSTEMS`.
         router: Folder of the router, for the systems that have one.
-        memberships: Weight by expert by utterance id, whose experts must be among those given.
 
     Raises:
         UserError: For anything that does not fit; what the files alone tell is told at once.
@@ -147,7 +118,6 @@ def load_decoder(
     place = _device(device)
     if router is not None:
         experts = _in_routers_order(router, experts, system, options.routing)
-    _require_named(memberships, experts)
     model = WhisperBackbone.from_pretrained(backbone, context)
     _require_same_setting(model, experts)
     chooser = None if router is None else load_router(router, model.digest())
@@ -173,7 +143,7 @@ def _in_routers_order(
     if system == "fixed" and options.expert not in names:
         problems.append(f"routing: expert '{options.expert}' is none of its experts")
     level = manifest["options"].get("level")
-    if system in ("frame", "segment") and level != "frame":
+    if system == "frame" and level != "frame":
         problems.append(f"--system {system} needs a frame-level router, this one's is {level}")
     if system == "hierarchical":
         try:
@@ -188,18 +158,6 @@ def _in_routers_order(
             f"languages: {' '.join(languages)}"
         )
     return {name: experts[name] for name in names}
-
-
-def _require_named(
-    memberships: Mapping[str, Mapping[str, float]] | None, experts: Mapping[str, str]
-) -> None:
-    """Refuse memberships in experts that are not given."""
-    named = {n for row in (memberships or {}).values() for n in row}
-    if unknown := sorted(named - set(experts)):
-        raise ConfigError(
-            f"--utt2experts names {', '.join(unknown)}, which --experts does not give; experts: "
-            f"{' '.join(experts)}"
-        )
 
 
 def _require_same_setting(model: WhisperBackbone, experts: Mapping[str, str]) -> None:

@@ -17,7 +17,7 @@ from espnet_moe.experts.gates import Gates
 from espnet_moe.routing.oracle import OracleRouter, membership_gates
 from espnet_moe.routing.pooling import FRAME_SAMPLES, valid_frames
 from espnet_moe.routing.routers import Routed, Router, restrict
-from espnet_moe.routing.smoothing import smooth
+from espnet_moe.routing.smoothing import smooth, viterbi
 from espnet_moe.routing.strategies import STRATEGIES, StrategyOptions, build_strategy
 
 SYSTEMS = ("baseline", "oracle", *STRATEGIES, "frame", "segment")
@@ -196,6 +196,55 @@ class FramePlan:
         return route.expert_names[int(posteriors.mean(0).argmax())]
 
 
+class PausePlan(UtterancePlan):
+    """An utterance is cut at its pauses, and each stretch is decided by an utterance-level router.
+
+    Stretches in turn that are decided alike are one piece again: a pause too many costs nothing.
+    The decisions of an utterance are made together, where each change of language has its price.
+
+    Args:
+        router: Utterance-level, in evaluation mode.
+        options: Pauses, price, allowed languages.
+        tokens_for: Languages that the backbone can be prompted with.
+    """
+
+    cuts = True
+
+    def __init__(self, router: Router, options: RoutingOptions, tokens_for: Sequence[str]) -> None:
+        super().__init__("hard", router, options, tokens_for)
+        self.options = options
+
+    def runs(self, routed: Sequence[tuple[Route, int]]) -> list[tuple[int, int, str, str]]:
+        """Stretches of one utterance that belong together.
+
+        Args:
+            routed: Route and row of each stretch in turn.
+
+        Returns:
+            First and last (exclusive) stretch, language and expert of each run.
+        """
+        assert self.router is not None
+        posteriors = _rows([(route.posteriors, row) for route, row in routed])
+        experts = _rows([(route.experts, row) for route, row in routed])
+        log = posteriors.clamp(min=1e-9).log()
+        labels = viterbi(log, self.options.pause_penalty).tolist()
+        found, start = [], 0
+        for end in range(1, len(labels) + 1):
+            if end < len(labels) and labels[end] == labels[start]:
+                continue
+            language = self.router.languages[labels[start]]
+            expert = language
+            if not self.same:
+                expert = self.router.experts[int(experts[start:end].mean(0).argmax())]
+            found.append((start, end, language, expert))
+            start = end
+        return found
+
+
+def _rows(found: Sequence[tuple[torch.Tensor | None, int]]) -> torch.Tensor:
+    return torch.stack([values[row] for values, row in found if values is not None])
+
+
 def build_plan(
     system: str,
     experts: Sequence[str],
@@ -235,6 +284,8 @@ def build_plan(
             f"the router chooses among {' '.join(router.experts)}, but the experts given are "
             f"{' '.join(experts)}: give each of the router's experts"
         )
+    if system == "segment" and router.options.level == "utterance":
+        return PausePlan(router, options, tokens_for)
     kind = FramePlan if system in ("frame", "segment") else UtterancePlan
     return kind(system, router, options, tokens_for)
 

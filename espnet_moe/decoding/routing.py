@@ -33,8 +33,13 @@ class RoutingOptions:
         switch_penalty: What a change of language costs on a Viterbi path, in nats.
         frame_gates: ``frame``: ``hard`` for the expert of the smoothed label, ``soft`` for the
             posteriors.
+        smoothing_resolution: Seconds between the moments at which a Viterbi path may change.
         min_segment: ``segment``: seconds; shorter segments join their longer neighbour.
         snap: ``segment``: seconds that a cut may move to a quiet point.
+        pause_depth: ``segment`` with an utterance-level router: how much quieter than the speech
+            around it a pause is at which the utterance may be cut, dB.
+        pause_spacing: Likewise: seconds between two such cuts, at least.
+        pause_penalty: Likewise: what a change of language at a pause costs, in nats.
         window_margin: Seconds by which the windows of a long recording stay under the backbone's
             limit.
     """
@@ -47,9 +52,13 @@ class RoutingOptions:
     smoothing: str = "viterbi"
     smoothing_window: float = 0.5
     switch_penalty: float = 10.0
+    smoothing_resolution: float = 0.02
     frame_gates: str = "hard"
     min_segment: float = 0.4
     snap: float = 0.3
+    pause_depth: float = 12.0
+    pause_spacing: float = 0.8
+    pause_penalty: float = 1.0
     window_margin: float = 0.5
 
     def __post_init__(self) -> None:
@@ -60,7 +69,10 @@ class RoutingOptions:
             wrong.append(f"k is at least 1, not {self.k}")
         if self.frame_gates not in ("hard", "soft"):
             wrong.append(f"frame_gates is hard or soft, not '{self.frame_gates}'")
-        for name in ("min_segment", "snap", "window_margin"):
+        for name in ("pause_depth", "pause_penalty"):
+            if not getattr(self, name) >= 0:
+                wrong.append(f"{name} is at least 0, not {getattr(self, name)}")
+        for name in ("min_segment", "snap", "window_margin", "pause_spacing"):
             if not 0 <= getattr(self, name) <= 10:
                 wrong.append(f"{name} is in 0..10 seconds, not {getattr(self, name)}")
         if any(not isinstance(code, str) or not code.strip() for code in self.allowed):
@@ -74,7 +86,9 @@ class RoutingOptions:
 
     def smoother(self) -> SmoothingOptions:
         """The smoothing's share."""
-        return SmoothingOptions(self.smoothing, self.smoothing_window, self.switch_penalty)
+        return SmoothingOptions(
+            self.smoothing, self.smoothing_window, self.switch_penalty, self.smoothing_resolution
+        )
 
 
 @dataclass

@@ -3,6 +3,7 @@
 Cuts are put where the signal is quietest, so that they go between words where there is a between.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -79,6 +80,38 @@ def windows(speech: Samples, longest: Seconds, shortest: Seconds = 1.0) -> list[
         found.append((start, cut))
         start = cut
     return [*found, (start, len(speech))]
+
+
+def stretches(
+    speech: Samples, shortest: Seconds = 0.8, depth: float = 12.0, around: Seconds = 1.5
+) -> list[Span]:
+    """Cut an utterance at its pauses.
+
+    A pause is a moment that is quieter by ``depth`` dB than the speech around it (the louder
+    quarter of it); the deepest are cut first, and no cut comes nearer than ``shortest`` to another.
+
+    Args:
+        speech: ``(samples,)`` at 16 kHz.
+        shortest: Shortest stretch between two cuts, and at the ends.
+        depth: How much quieter a pause is, dB.
+        around: How far the speech around it reaches to either side.
+
+    Returns:
+        Start and end of every stretch in samples; together they cover the utterance once.
+    """
+    level = 10 * np.log10(energies(speech) + 1e-12)
+    reach, least = round(around * SAMPLE_RATE) // HOP, round(shortest * SAMPLE_RATE) // HOP
+    padded = np.pad(level, reach, mode="reflect" if len(level) > reach else "edge")
+    loud = np.percentile(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1), 75, 1)
+    below = loud - level
+    cuts = [0, len(level)]
+    for at in np.argsort(-below, kind="stable"):
+        if below[at] < depth:
+            break
+        if all(abs(at - cut) >= least for cut in cuts):
+            cuts.append(int(at))
+    bounds = [cut * HOP for cut in sorted(cuts)[:-1]] + [len(speech)]
+    return list(itertools.pairwise(bounds))
 
 
 def pieces(

@@ -35,27 +35,6 @@ class OracleRouter:
         return Gates.one_hot([experts.index(code) for code in languages], len(experts), device)
 
 
-def parse_memberships(line: str) -> dict[str, float]:
-    """Experts and weights of an utterance, as ``utt2experts`` has them: ``c0:0.7 c1:0.3``.
-
-    Raises:
-        UserError: For a line that names no expert, or a weight that is no positive number.
-    """
-    found: dict[str, float] = {}
-    for pair in line.split():
-        name, colon, weight = pair.rpartition(":")
-        try:
-            value = float(weight)
-        except ValueError:
-            value = 0.0
-        if not (name and colon and 0 < value < float("inf")) or name in found:
-            raise UserError(f"'{line}' is not 'expert:weight …' with positive weights, each once")
-        found[name] = value
-    if not found:
-        raise UserError("an utterance without an expert; write 'expert:weight …'")
-    return found
-
-
 def membership_gates(
     memberships: Sequence[Mapping[str, float]], experts: Sequence[str], device: torch.device
 ) -> Gates:

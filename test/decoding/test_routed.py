@@ -13,6 +13,7 @@ from espnet_moe.decoding.decoder import DecodeOptions, Decoder
 from espnet_moe.decoding.parts import Part, join_hypotheses, join_records
 from espnet_moe.decoding.routing import RoutingOptions
 from espnet_moe.decoding.search import Hypothesis, SearchOptions, search
+from espnet_moe.decoding.windows import stretches
 from espnet_moe.errors import UserError
 from espnet_moe.experts.expert_files import save_expert
 from espnet_moe.experts.expert_set import ExpertSet, LoRAOptions
@@ -231,6 +232,47 @@ def test_segments_are_decoded_with_their_own_language_and_expert(backbone, speak
         assert found.route["gates"][name] == pytest.approx(share, abs=2e-3)
 
 
+def steady(seconds, frequency):
+    t = np.arange(int(seconds * 16000)) / 16000
+    noise = 0.01 * np.random.default_rng(frequency).standard_normal(len(t))
+    return (0.2 * np.sin(6.28 * frequency * t) + noise).astype(np.float32)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_pauses_are_where_an_utterance_router_cuts(backbone, speak, beams):
+    quiet = np.zeros(4000, np.float32)
+    waves = [steady(1.2 + 0.3 * i, f) for i, f in enumerate((300, 1500, 400, 3000))]
+    whole = np.concatenate([x for w in waves for x in (w, quiet)][:-1])
+    decoder = make(backbone, "segment", beams=beams, pause_penalty=0.0)
+    spread(decoder.plan.router, backbone, [whole[a:b] for a, b in stretches(whole)])
+    found, alone = decoder([whole, waves[0]], ["te", "te"])
+    cuts = found.route["segments"]
+    assert cuts[0][0] == 0 and cuts[-1][1] == pytest.approx(len(whole) / 16000, abs=0.02)
+    # Every cut is inside one of the pauses …
+    ends = np.cumsum([len(w) + 4000 for w in waves]) / 16000
+    assert all(any(e - 0.3 <= a <= e + 0.05 for e in ends) for a, *_ in cuts[1:])
+    # … and each piece is decoded as it would be alone, by its language's expert.
+    edges = [round(a * 16000) for a, *_ in cuts] + [len(whole)]
+    oracle = Decoder(backbone, decoder.experts, decoder.options)
+    parts = oracle([whole[a:b] for a, b in itertools.pairwise(edges)], [c[2] for c in cuts])
+    assert found.text == " ".join(d.text for d in parts if d.text)
+    assert len({c[2] for c in cuts}) > 1
+    assert all(a[2] != b[2] for a, b in itertools.pairwise(cuts))
+    assert len(alone.route["segments"]) == 1
+    assert decoder([waves[0]], ["te"])[0].text == alone.text
+
+
+def test_a_change_at_a_pause_has_its_price(make_backbone, speak):
+    waves = [steady(1.5, f) for f in (300, 1500, 400, 3000)]
+    whole = np.concatenate([x for w in waves for x in (w, np.zeros(4000, np.float32))])
+    pieces = []
+    for price in (0.0, 50.0):
+        decoder = make(make_backbone(), "segment", pause_penalty=price)
+        spread(decoder.plan.router, decoder.backbone, [whole[a:b] for a, b in stretches(whole)])
+        pieces.append(decoder([whole], ["te"])[0].route["segments"])
+    assert len(pieces[0]) > 1 and len(pieces[1]) == 1
+
+
 def test_joining_of_parts():
     found = [Hypothesis([1, 2, 3], -0.5, "eos", 4), Hypothesis([4], -1.0, "repetition", 2)]
     one = join_hypotheses(found)
@@ -292,11 +334,11 @@ def test_oracle_from_a_file(tiny_folder, trained):
     assert all(r["route"]["gates"] == {"pa": 0.5, "hi": 0, "it": 0.5} for r in stats)
     for text, message in (
         ("".join(f"{u} pa:1\n" for u in ids[1:]), f"no line for 1 of 5 utterances .{ids[0]}"),
-        (f"{ids[0]} c9:1\n", "names c9, which --experts does not give"),
-        (f"{ids[0]} pa\n", "utt2experts:1: 'pa' is not 'expert:weight"),
-        (f"{ids[0]}\n", "an utterance without an expert"),
-        (f"{ids[0]} pa:-1\n", "positive weights"),
-        (f"{ids[0]} pa:1\n" * 2, "stands here twice"),
+        (f"{ids[0]} c9:1\n", "unknown expert 'c9'"),
+        (f"{ids[0]} pa\n", f"line 1: {ids[0]}: 'pa' is not expert:weight"),
+        (f"{ids[0]}\n", "no expert is named"),
+        (f"{ids[0]} pa:-1\n", "is not a number above 0"),
+        (f"{ids[0]} pa:1\n" * 2, "is there more than once"),
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=message):

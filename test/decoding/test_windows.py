@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from espnet_moe.decoding.windows import energies, merge_short, pieces, quietest, windows
+from espnet_moe.decoding.windows import energies, merge_short, pieces, quietest, stretches, windows
 
 RATE = 16000
 
@@ -96,3 +96,23 @@ def test_pieces_of_any_segments_cover_the_utterance(seed):
     if len(found) > 1:
         assert min(b - a for a, b, _ in found) >= 0.35 * RATE
         assert all(a[2] != b[2] for a, b in itertools.pairwise(found))
+
+
+def test_stretches_end_at_pauses():
+    draw = np.random.default_rng(0)
+
+    def loud(seconds):
+        return draw.standard_normal(int(seconds * 16000))
+
+    quiet = 0.02 * loud(0.3)
+    speech = np.concatenate([loud(2.0), quiet, loud(1.5), quiet, loud(0.1), quiet, loud(2.0)])
+    spans = stretches(speech.astype(np.float32), shortest=0.8, depth=12.0)
+    assert spans[0][0] == 0 and spans[-1][1] == len(speech)
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(spans))
+    cuts = [b / 16000 for _, b in spans[:-1]]
+    # Two of the three pauses: the middle one and the last are too near to each other.
+    assert len(cuts) == 2
+    assert 2.0 <= cuts[0] <= 2.3
+    assert 3.8 <= cuts[1] <= 4.1 or 4.2 <= cuts[1] <= 4.5
+    assert stretches(np.zeros(500, np.float32)) == [(0, 500)]
+    assert stretches(loud(3).astype(np.float32)) == [(0, 48000)]

@@ -29,7 +29,7 @@ parts_of() {
     case $1 in
         baseline) return ;;
         joint) options=(--system "$joint_strategy") router=$expdir/$joint_tag$by/router ;;
-        frame | segment) router=$expdir/${routers##* }$by/router ;;
+        frame) router=$expdir/${routers##* }$by/router ;;
     esac
     read_experts
     options+=(--experts)
