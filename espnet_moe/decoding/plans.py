@@ -89,7 +89,14 @@ class UtterancePlan:
         allowed = options.allowed if self.same else ()
         self.strategy = build_strategy(
             system,
-            StrategyOptions(options.threshold, options.k, options.tree, options.expert, allowed),
+            StrategyOptions(
+                options.threshold,
+                options.k,
+                options.tree,
+                options.expert,
+                allowed,
+                options.temperature,
+            ),
             router.experts,
         )
         # The prompt says the language of the one expert that was chosen, where there is one.

@@ -24,6 +24,7 @@ class RoutingOptions:
     Attributes:
         threshold: ``threshold``: posterior above which a decision is hard.
         k: ``topk``: experts that are mixed.
+        temperature: ``soft``, ``threshold``, ``topk``: of the mixture's weights; below 1 sharper.
         tree: ``hierarchical``: YAML file of the family tree.
         expert: ``fixed``: the expert that takes everything.
         allowed: Languages that may be chosen, and experts where these are the languages; all of
@@ -46,6 +47,7 @@ class RoutingOptions:
 
     threshold: float = 0.8
     k: int = 2
+    temperature: float = 1.0
     tree: str = ""
     expert: str = ""
     allowed: tuple[str, ...] = ()
@@ -65,6 +67,8 @@ class RoutingOptions:
         wrong = []
         if not 0 <= self.threshold <= 1:
             wrong.append(f"threshold is in [0, 1], not {self.threshold}")
+        if not self.temperature > 0:
+            wrong.append(f"temperature is above 0, not {self.temperature}")
         if self.k < 1:
             wrong.append(f"k is at least 1, not {self.k}")
         if self.frame_gates not in ("hard", "soft"):

@@ -26,6 +26,9 @@ class StrategyOptions:
         tree: ``hierarchical``: YAML file of the family tree.
         expert: ``fixed``: the expert that takes everything.
         allowed: Experts that may be chosen; all of them where empty.
+        temperature: ``soft``, ``threshold``, ``topk``: of the softmax that makes the weights of a
+            mixture; below 1 the better expert gets more than its posterior. Who is best, and
+            whether the router is sure, goes by the posteriors.
     """
 
     threshold: float = 0.8
@@ -33,6 +36,7 @@ class StrategyOptions:
     tree: str = ""
     expert: str = ""
     allowed: tuple[str, ...] = ()
+    temperature: float = 1.0
 
 
 class Strategy(ABC):
@@ -80,8 +84,8 @@ class Soft(Strategy):
     """All experts, each with its posterior as the weight."""
 
     def decide(self, logits: torch.Tensor) -> Gates:
-        """The posteriors."""
-        return Gates.of(logits.softmax(-1))
+        """The posteriors, at the mixture's temperature."""
+        return Gates.of((logits / self.options.temperature).softmax(-1))
 
 
 class Threshold(Strategy):
@@ -95,7 +99,8 @@ class Threshold(Strategy):
         if bool(sure.all()):
             return one_expert(best.squeeze(-1), logits.size(-1))
         single = torch.zeros_like(posteriors).scatter_(-1, best, 1.0)
-        return Gates.of(torch.where(sure, single, keep_best(posteriors, 2)))
+        mixture = keep_best((logits / self.options.temperature).softmax(-1), 2)
+        return Gates.of(torch.where(sure, single, mixture))
 
 
 class TopK(Strategy):
@@ -103,7 +108,8 @@ class TopK(Strategy):
 
     def decide(self, logits: torch.Tensor) -> Gates:
         """Fewer than ``k`` where fewer are allowed."""
-        return Gates.of(keep_best(logits.softmax(-1), self.options.k))
+        posteriors = (logits / self.options.temperature).softmax(-1)
+        return Gates.of(keep_best(posteriors, self.options.k))
 
 
 class Hierarchical(Strategy):
@@ -167,6 +173,8 @@ def build_strategy(name: str, options: StrategyOptions, experts: Sequence[str]) 
         problems.append(f"allowed expert(s) {', '.join(unknown)} are unknown")
     if name == "threshold" and not 0 <= options.threshold <= 1:
         problems.append(f"threshold is {options.threshold}, but must be in [0, 1]")
+    if not options.temperature > 0:
+        problems.append(f"temperature is {options.temperature}, but must be above 0")
     if name == "topk" and not 1 <= options.k <= len(experts):
         problems.append(f"k is {options.k}, but must be in 1..{len(experts)}, the experts' number")
     if name == "hierarchical" and not options.tree:

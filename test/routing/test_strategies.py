@@ -83,6 +83,20 @@ def test_family_outvotes_the_best_language(tree: str) -> None:
     assert build_strategy("hard", options, EXPERTS).gates(logits).uniform == 1
 
 
+@pytest.mark.parametrize("name", ["soft", "threshold", "topk"])
+def test_temperature_sharpens_mixtures_only(name: str) -> None:
+    torch.manual_seed(5)
+    logits = torch.randn(30, 4) * 2
+    conf = {"threshold": 0.6, "k": 3}
+    plain = build_strategy(name, StrategyOptions(**conf), EXPERTS).gates(logits).weights
+    sharp = build_strategy(name, StrategyOptions(**conf, temperature=0.5), EXPERTS)
+    for row, was, now in zip(logits, plain, sharp.gates(logits).weights, strict=True):
+        # The square of each weight, renormalised.
+        expected = was.double() ** 2 / (was.double() ** 2).sum()
+        torch.testing.assert_close(now.double(), expected, rtol=1e-5, atol=1e-6)
+        assert int(now.argmax()) == int(row.argmax())
+
+
 def test_threshold_decides_for_each_row() -> None:
     logits = torch.tensor([[0.9, 0.05, 0.03, 0.02], [0.5, 0.3, 0.1, 0.1]]).log()
     strategy = build_strategy("threshold", StrategyOptions(threshold=0.8), EXPERTS)
@@ -110,6 +124,7 @@ def test_one_expert() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("soft", {"temperature": 0.0}, "temperature is 0.0, but must be above 0"),
         ("best", {}, "strategy 'best' is unknown: choose one of hard, soft"),
         ("topk", {"k": 5}, "k is 5, but must be in 1..4"),
         ("topk", {"k": 0, "allowed": ("fr",)}, "fr are unknown; k is 0"),
