@@ -246,7 +246,8 @@ def test_the_mixture(recipe: Recipe) -> None:
     done = recipe.run(*MIXTURE)
     assert done.returncode == 0, done.stderr
     assert recipe.did() == sorted(
-        [*ALL, "make_codeswitch", *["train"] * 3, *["decode"] * 2]  # baseline oracle hard joint frame segment
+        # decode: a job for each of six systems, where ALL has two jobs for two
+        [*ALL, "make_codeswitch", *["train"] * 3, *["decode"] * 2]
     )
     router = recipe.line("train ", "--phase router", "utterance.yaml")
     for part in (
@@ -288,11 +289,13 @@ def test_clusters_have_experts_of_their_own(recipe: Recipe) -> None:
     done = recipe.run(*MIXTURE, "--experts_by", "kmeans")
     assert done.returncode == 0, done.stderr
     assert recipe.did() == sorted(
-        ["assign_experts", *["train"] * 5, *["decode"] * 5, "score"]  # the baseline stays
+        ["embed", "assign_experts", *["train"] * 5, *["decode"] * 5, "score"]  # the baseline stays
     )
     assign = recipe.line("assign_experts")
     assert "--experts_by kmeans --config conf/assign_kmeans.yaml" in assign
     assert "--embeddings exp/embeddings --layer 2" in assign
+    # An oracle of clusters needs those of the code-switched sets too.
+    assert "--test dump/raw/test_hi dump/raw/test_it dump/raw/test_cs_inter" in assign
     assert "--train dump/raw/train_hi dump/raw/train_it --dev dump/raw/dev_hi" in assign
     oracle = recipe.line("--system oracle")
     assert "--experts c0=exp/expert_kmeans_c0/expert c1=exp/expert_kmeans_c1/expert" in oracle

@@ -1,39 +1,54 @@
 # shellcheck shell=bash disable=SC2154,SC2046,SC2086,SC2206,SC2207  # options and lists of moe.sh
 # Sourced by moe.sh: from embeddings to trained experts and routers.
 
-embeddings() { # stage 5
-    local pending=() lang
-    for lang in $langs; do
-        to_do "$expdir/.done/stage5_$lang.json" --inputs "${backbone_files[@]}" \
-            "$raw"/{train,dev,test}"_$lang" --options "$backbone" "context=$context" \
-            "layer=$embedding_layer" "pooling=$embedding_pooling" \
-            --outputs "$expdir/embeddings"/{train,dev,test}"_$lang/embeddings.json" || continue
-        pending+=("$lang")
-    done
-    [ ${#pending[@]} -gt 0 ] || return 0
-    # Every language alone calls its work done: what one loses, the others keep.
-    $decode_cmd --gpu "$inference_gpus" LANGUAGE="$(join , "${pending[@]}")" \
-        "$logs/embed_LANGUAGE.log" $python -m espnet_moe.bin.embed --backbone "$backbone" \
-        --context "$context" --layer "$embedding_layer" --pooling "$embedding_pooling" \
-        --data "$raw"/{train,dev,test}_LANGUAGE --out "$expdir/embeddings" \&\& \
-        $python -m espnet_moe.bin.stage commit --stamp "$expdir/.done/stage5_LANGUAGE.json"
+# embedded_as NAME: the sets whose embeddings one job makes.
+embedded_as() {
+    if [ "$1" = codeswitch ]; then
+        echo $codeswitch_sets
+    else
+        echo {train,dev,test}"_$1"
+    fi
 }
 
-# triple WORDS ...: each three times.
-triple() { printf '%s\n' "$@" | sed 'p;p'; }
+# to_embed: names for embedded_as. Code-switched sets are among them where experts are clusters: what
+# expert they belong to (the oracle) cannot be told from their languages.
+to_embed() {
+    echo $langs
+    [ "$experts_by" = language ] || [ -z "$codeswitch_sets" ] || echo codeswitch
+}
+
+embeddings() { # stage 5
+    local pending=() name sets
+    for name in $(to_embed); do
+        sets=($(embedded_as "$name"))
+        to_do "$expdir/.done/stage5_$name.json" --inputs "${backbone_files[@]}" \
+            "${sets[@]/#/$raw/}" --options "$backbone" "context=$context" \
+            "layer=$embedding_layer" "pooling=$embedding_pooling" \
+            --outputs $(each "$expdir/embeddings/%s/embeddings.json " "${sets[@]}") || continue
+        printf '%s\n' --data "${sets[@]/#/$raw/}" >"$logs/embed_$name.args"
+        pending+=("$name")
+    done
+    [ ${#pending[@]} -gt 0 ] || return 0
+    # Every job alone calls its work done: what one loses, the others keep.
+    $decode_cmd --gpu "$inference_gpus" NAME="$(join , "${pending[@]}")" \
+        "$logs/embed_NAME.log" $python -m espnet_moe.bin.embed "@$logs/embed_NAME.args" \
+        --backbone "$backbone" --context "$context" --layer "$embedding_layer" \
+        --pooling "$embedding_pooling" --out "$expdir/embeddings" \&\& \
+        $python -m espnet_moe.bin.stage commit --stamp "$expdir/.done/stage5_NAME.json"
+}
 
 expert_assignment() { # stage 6
-    local sets=($(each "$raw/%s " $(each 'train_%s dev_%s test_%s ' $(triple $langs)))) from=()
+    local names=($(for name in $(to_embed); do embedded_as "$name"; done)) from=()
     if [ "$experts_by" != language ]; then
         from=(--embeddings "$expdir/embeddings" --layer "$embedding_layer")
     fi
-    to_do "$expdir/.done/stage6_$experts_by.json" --inputs "$assign_config" "${sets[@]}" \
-        $([ ${#from[@]} = 0 ] || basename -a "${sets[@]}" | sed "s|^|$expdir/embeddings/|") \
+    to_do "$expdir/.done/stage6_$experts_by.json" --inputs "$assign_config" "${names[@]/#/$raw/}" \
+        $([ ${#from[@]} = 0 ] || each "$expdir/embeddings/%s " "${names[@]}") \
         --options "$experts_by" --outputs "$assigned/experts.json" || return 0
     $train_cmd "$logs/assign_$experts_by.log" $python -m espnet_moe.bin.assign_experts \
         --experts_by "$experts_by" --config "$assign_config" "${from[@]}" \
         --train $(each "$raw/train_%s " $langs) --dev $(each "$raw/dev_%s " $langs) \
-        --test $(each "$raw/test_%s " $langs) --out "$assigned"
+        --test $(each "$raw/%s " $(printf '%s\n' "${names[@]}" | grep ^test_)) --out "$assigned"
     finish "$expdir/.done/stage6_$experts_by.json"
 }
 
