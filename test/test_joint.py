@@ -12,6 +12,7 @@ from espnet_moe.bin import train as command
 from espnet_moe.config import ConfigError
 from espnet_moe.errors import UserError
 from espnet_moe.experts.expert_set import ExpertSet, LoRAOptions
+from espnet_moe.experts.gates import current_gates
 from espnet_moe.model import ESPnetMoEModel, JointModel, JointOptions
 from espnet_moe.routing.routers import NETWORKS, Routed, Router
 from espnet_moe.task import MoETask
@@ -65,6 +66,29 @@ def test_every_parameter_gets_a_gradient(backbone, batch, gating, level):
             if name.endswith("lora_B"):
                 assert all(part.abs().sum() > 0 for part in p.grad.chunk(3, dim=1)), name
     assert {n for n, p in model.named_parameters() if p.grad is not None} == own.keys()
+
+
+@pytest.mark.parametrize("network", ["cnn", "attention"])
+def test_padded_context_is_mixed_by_the_last_frame_of_the_speech(make_backbone, batch, network):
+    """As decoding does: what a router says of padding means nothing."""
+    model = make_model(make_backbone("padded"), network=network, level="frame", std=0.3).eval()
+    seen = []
+    layer = next(v for n, v in model.experts.layers.items() if ".encoder." in f".{n}")
+    layer.register_forward_pre_hook(lambda *_: seen.append(current_gates().weights))
+    model(**batch)
+    frames = [-(-int(n) // 320) for n in batch["speech_lengths"]]
+    for row, n in zip(seen[0], frames, strict=True):
+        assert len(row) == 1500 and n < 50
+        assert torch.equal(row[n:], row[n - 1].expand(1500 - n, -1))
+        assert not torch.equal(row[0], row[n - 1])
+
+
+def test_experts_in_the_decoder_only_leave_all_encoder_layers_to_the_router(backbone, batch):
+    experts = ExpertSet(backbone, LoRAOptions(rank=4, where="decoder"), ("hi", "it", "pa"))
+    top = backbone.num_encoder_layers
+    router = Router(NETWORKS["linear"](layer=top), 32, experts.names, ("hi", "it", "pa"))
+    assert experts.lowest_encoder_layer is None
+    assert torch.isfinite(JointModel(backbone, experts, router)(**batch)[0])
 
 
 def test_a_head_without_targets_is_touched(backbone, batch):

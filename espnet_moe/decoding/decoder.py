@@ -111,9 +111,8 @@ class Decoder:
         names = experts.names if experts else ()
         tokens_for = backbone.tokens.languages
         self.plan: Plan = build_plan(self.system, names, router, options.routing, tokens_for)
-        self.first_layer = 0
-        if experts is not None:
-            self.first_layer = experts.options[experts.names[0]].first_layer
+        lowest = experts.lowest_encoder_layer if experts else 0
+        self.first_layer = backbone.num_encoder_layers if lowest is None else lowest
         if self.plan.router is not None:
             self.plan.router = self.plan.router.to(backbone.device).eval()
             _require_fit(self.plan.router, backbone)

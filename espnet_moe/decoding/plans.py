@@ -15,7 +15,7 @@ from espnet_moe.config import ConfigError
 from espnet_moe.decoding.routing import Route, RoutingOptions, Truth, frame_mean
 from espnet_moe.experts.gates import Gates
 from espnet_moe.routing.oracle import OracleRouter, membership_gates
-from espnet_moe.routing.pooling import FRAME_SAMPLES, valid_frames
+from espnet_moe.routing.pooling import FRAME_SAMPLES, hold_last, valid_frames
 from espnet_moe.routing.routers import Routed, Router, restrict
 from espnet_moe.routing.smoothing import smooth, viterbi
 from espnet_moe.routing.strategies import STRATEGIES, StrategyOptions, build_strategy
@@ -174,8 +174,7 @@ class FramePlan:
             chosen = labels if self.same else smooth(experts, lengths, self.smoothing)
             weights = torch.nn.functional.one_hot(chosen, experts.size(-1)).float()
         # Frames behind the speech have no say of their own: they go with the last one.
-        at = torch.arange(weights.size(1), device=weights.device).minimum(lengths[:, None] - 1)
-        weights = weights.gather(1, at.clamp(min=0)[..., None].expand_as(weights))
+        weights = hold_last(weights, lengths)
         opening = (labels == labels[:, :1]).long().cummin(1).values.bool()
         opening &= valid_frames(lengths, labels.size(1))
         opening[:, 0] = True

@@ -161,6 +161,10 @@ class ExpertSet:
                 f"no layer is left: targets {' '.join(first.targets)}, where {first.where}, "
                 f"first_layer {first.first_layer}"
             )
+        places = [place for name in self.layers if (place := host.layer_of(name)) is not None]
+        numbers = [number for part, number in places if part == "encoder"]
+        #: The first encoder layer with an expert; ``None`` where only the decoder has any.
+        self.lowest_encoder_layer = min(numbers, default=None)
 
     def remove(self, host: ExpertHost) -> None:
         """Take the experts out of their backbone: its own layers come back."""

@@ -15,7 +15,7 @@ from espnet_moe.experts.gates import Gates, use_gates
 from espnet_moe.model.experts import ESPnetMoEModel
 from espnet_moe.model.router import LanguageIndex, routing_loss
 from espnet_moe.routing.losses import balance_loss, entropy_loss, z_loss
-from espnet_moe.routing.pooling import pool
+from espnet_moe.routing.pooling import hold_last, pool
 from espnet_moe.routing.routers import Router
 from espnet_moe.routing.strategies import TRAINING_GATES, training_gates
 from espnet_moe.routing.usage import UsageMonitor
@@ -118,8 +118,8 @@ class JointModel(ESPnetMoEModel):
                 f"the router chooses among {' '.join(router.experts)}, "
                 f"the experts are {' '.join(experts.names)}"
             )
-        first_layer = min(o.first_layer for o in experts.options.values())
-        if router.layer > first_layer:
+        first_layer = experts.lowest_encoder_layer
+        if first_layer is not None and router.layer > first_layer:
             raise ConfigError(
                 f"the router reads encoder layer {router.layer}, but experts act from layer "
                 f"{first_layer} on: what it reads would depend on what it decides. Train it with "
@@ -127,7 +127,7 @@ class JointModel(ESPnetMoEModel):
                 f"{router.layer} or higher"
             )
         # The experts have learnt with these gates: a temperature would change them in validation.
-        router.temperature.fill_(1.0)
+        router.set_temperatures()
         self.language_index = LanguageIndex(backbone.tokens.languages, router.languages)
         self.usage = UsageMonitor(
             experts.names, self.joint.usage_interval, patience=self.joint.collapse_patience
@@ -172,6 +172,8 @@ class JointModel(ESPnetMoEModel):
         of_rows = gates
         if gates.weights.dim() == 3:
             of_rows = Gates.of(pool(gates.weights, lower.spoken, "mean"))
+            # Padding goes through the experts too: as in decoding, by the last frame's gates.
+            gates = Gates.of(hold_last(gates.weights, lower.spoken))
         with self.autocast(speech.device), use_gates(gates):
             encoded = self.backbone.encode_upper(lower, self.split_layer)
         loss_ce, stats = self.transcribe(encoded, of_rows, prompt, text, text_lengths, weight)

@@ -31,6 +31,20 @@ def valid_frames(lengths: torch.Tensor, frames: int) -> torch.Tensor:
     return torch.arange(frames, device=lengths.device) < lengths.unsqueeze(1)
 
 
+def hold_last(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Repeat each row's last valid frame behind its end.
+
+    Args:
+        values: ``(batch, frames, anything)``.
+        lengths: ``(batch,)`` valid frames; a row without any holds its first.
+
+    Returns:
+        The same shape.
+    """
+    at = torch.arange(values.size(1), device=values.device).minimum(lengths.unsqueeze(1) - 1)
+    return values.gather(1, at.clamp(min=0).unsqueeze(2).expand_as(values))
+
+
 def check_pooling(kind: str) -> None:
     """Raise an error for an unknown pooling.
 

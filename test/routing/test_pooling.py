@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from espnet_moe.errors import UserError
-from espnet_moe.routing.pooling import frames_of, pool, valid_frames
+from espnet_moe.routing.pooling import frames_of, hold_last, pool, valid_frames
 
 
 @pytest.mark.parametrize("padding", [0.0, 1e4, float("inf"), float("nan")])
@@ -45,6 +45,12 @@ def test_an_empty_row_gives_zero_and_finite_gradients() -> None:
 def test_frames_and_masks() -> None:
     assert frames_of(torch.tensor([1, 320, 321, 16000])).tolist() == [1, 1, 2, 50]
     assert valid_frames(torch.tensor([0, 2]), 3).int().tolist() == [[0, 0, 0], [1, 1, 0]]
+
+
+def test_the_last_frame_is_held() -> None:
+    values = torch.arange(12.0).view(2, 6, 1)
+    held = hold_last(values, torch.tensor([3, 0]))[..., 0]
+    assert held.tolist() == [[0, 1, 2, 2, 2, 2], [6] * 6]
 
 
 def test_unknown_pooling() -> None:
