@@ -18,7 +18,7 @@ from espnet_moe.routing.router_files import save_router
 from espnet_moe.task import MoETask
 
 COLLAPSED_SHARE = 0.01  # of an expert's fair share of the utterances
-_DATA = ("wav.scp", "text", "utt2experts", "utt2weight", "text.alt")
+_DATA = ("wav.scp", "text", "utt2lang", "utt2experts", "utt2weight", "text.alt")
 
 
 def export(args: argparse.Namespace) -> list[Path]:
@@ -74,7 +74,7 @@ def export(args: argparse.Namespace) -> list[Path]:
 
 
 def _calibrate(args: argparse.Namespace, model: RouterModel | JointModel) -> dict[str, Any]:
-    """Set a router's temperature by the validation set, and measure it there.
+    """Set the temperature of a router's heads by the validation set, and measure them there.
 
     The router of a joint training keeps 1: its experts have learnt with those gates.
     """
@@ -90,12 +90,12 @@ def _calibrate(args: argparse.Namespace, model: RouterModel | JointModel) -> dic
         ngpu=args.ngpu,
     )
     experts, languages = decide(model, batches)
-    temperature = 1.0
+    temperature = of_languages = 1.0
     if isinstance(model, RouterModel):
-        temperature = experts.fit()
-        model.router.temperature.fill_(temperature)
+        temperature, of_languages = experts.fit(), languages.fit()
+        model.router.set_temperatures(temperature, of_languages)
     model.to("cpu")
-    found = {"language": figures(languages, temperature, model.router.languages)}
+    found = {"language": figures(languages, of_languages, model.router.languages)}
     if model.router.experts != model.router.languages:
         found["expert"] = figures(experts, temperature, model.router.experts)
     for head, values in found.items():

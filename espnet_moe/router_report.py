@@ -43,7 +43,7 @@ def decide(
     """Route a set.
 
     Args:
-        model: Its router is read at temperature 1, without augmentation.
+        model: Its router is read, and left, at temperature 1; without augmentation.
         batches: As the training has them: ids, and tensors by name.
 
     Returns:
@@ -51,7 +51,7 @@ def decide(
     """
     model.eval()
     router, device = model.router, model.backbone.device
-    router.temperature.fill_(1.0)
+    router.set_temperatures()
     found: list[list[torch.Tensor]] = [[], []]
     targets: list[list[torch.Tensor]] = [[], []]
     for _, batch in batches:
@@ -81,7 +81,7 @@ def figures(decisions: Decisions, temperature: float, classes: Sequence[str]) ->
 
     Args:
         decisions: Of one head.
-        temperature: That the router is saved with.
+        temperature: Of this head, that the router is saved with.
         classes: Their names.
 
     Returns:

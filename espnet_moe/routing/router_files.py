@@ -27,7 +27,7 @@ from espnet_moe.routing.routers import NETWORKS, Router
 WEIGHTS, MANIFEST = "router.safetensors", "router.json"
 FORMAT = 1
 _NEEDED = (
-    *("network", "options", "experts", "languages", "temperature"),
+    *("network", "options", "experts", "languages", "temperature", "language_temperature"),
     *("base_digest", "layer", "dim", "sha256"),
 )
 
@@ -61,6 +61,7 @@ def save_router(
             "experts": list(router.experts),
             "languages": list(router.languages),
             "temperature": float(router.temperature),
+            "language_temperature": float(router.language_temperature),
             "base_digest": base_digest,
             "layer": router.layer,
             "dim": router.dim,
@@ -147,10 +148,11 @@ def load_router(folder: str | Path, base_digest: str | None = None) -> Router:
     if problems:
         raise UserError(f"{folder / WEIGHTS} does not fit its manifest: {'; '.join(problems)}")
     router.load_state_dict(tensors)
-    temperature = manifest["temperature"]
-    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-        raise UserError(f"{folder / MANIFEST}: temperature is {temperature}, but must be above 0")
-    router.temperature.fill_(temperature)
+    for key in ("temperature", "language_temperature"):
+        value = manifest[key]
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise UserError(f"{folder / MANIFEST}: {key} is {value}, but must be above 0")
+    router.set_temperatures(manifest["temperature"], manifest["language_temperature"])
     return router.eval()
 
 

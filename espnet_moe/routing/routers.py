@@ -65,12 +65,19 @@ class Router(nn.Module):
             None if self.experts == self.languages else nn.Linear(width, len(self.languages))
         )
         self.register_buffer("temperature", torch.tensor(1.0))
+        self.register_buffer("language_temperature", torch.tensor(1.0))
         self.temperature: torch.Tensor
+        self.language_temperature: torch.Tensor
 
     @property
     def layer(self) -> int:
         """The encoder layer that the router reads."""
         return self.options.layer
+
+    def set_temperatures(self, experts: float = 1.0, languages: float = 1.0) -> None:
+        """Set what the heads' logits are divided by; a single head follows ``experts``."""
+        self.temperature.fill_(experts)
+        self.language_temperature.fill_(experts if self.language_head is None else languages)
 
     def forward(self, frames: torch.Tensor, lengths: torch.Tensor) -> Routed:
         """Route a batch; a row's logits do not depend on how far it was padded.
@@ -80,8 +87,8 @@ class Router(nn.Module):
             lengths: ``(batch,)`` valid frames.
 
         Returns:
-            Logits in float32, divided by the temperature in evaluation mode. At frame level those
-            behind a row's end mean nothing.
+            Logits in float32, divided by the head's temperature in evaluation mode. At frame level
+            those behind a row's end mean nothing.
 
         Raises:
             UserError: For frames of another width.
@@ -93,14 +100,14 @@ class Router(nn.Module):
             )
         with torch.autocast(frames.device.type, enabled=False):
             hidden = self.trunk(frames.detach().float(), lengths.clamp(min=1))
-            experts = self._scale(self.expert_head(hidden))
+            experts = self._scale(self.expert_head(hidden), self.temperature)
             languages = experts
             if self.language_head is not None:
-                languages = self._scale(self.language_head(hidden))
+                languages = self._scale(self.language_head(hidden), self.language_temperature)
         return Routed(experts, languages, lengths if self.options.level == "frame" else None)
 
-    def _scale(self, logits: torch.Tensor) -> torch.Tensor:
-        return logits if self.training else logits / self.temperature
+    def _scale(self, logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+        return logits if self.training else logits / temperature
 
 
 def restrict(logits: torch.Tensor, names: Sequence[str], allowed: Sequence[str]) -> torch.Tensor:

@@ -21,7 +21,7 @@ def router() -> Router:
     torch.manual_seed(0)
     options = NETWORKS["mlp"](layer=2, pooling="mean_std", hidden=(8, 4))  # type: ignore[call-arg]
     made = Router(options, 6, ("c0", "c1", "c2"), LANGUAGES)
-    made.temperature.fill_(1.7)
+    made.set_temperatures(1.7, 0.6)
     return made.eval()
 
 
@@ -58,6 +58,7 @@ def test_names_options_temperature_and_facts(folder: Path, router: Router) -> No
     assert loaded.options == router.options
     assert (loaded.experts, loaded.languages) == (router.experts, router.languages)
     assert float(loaded.temperature) == pytest.approx(1.7)
+    assert float(loaded.language_temperature) == pytest.approx(0.6)
     manifest = read_router_manifest(folder)
     assert manifest["facts"] == {"metrics": {"accuracy": 97.5}}
     assert (manifest["layer"], manifest["dim"], manifest["network"]) == (2, 6, "mlp")

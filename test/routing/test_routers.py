@@ -98,6 +98,16 @@ def test_temperature_holds_in_evaluation_only() -> None:
     torch.testing.assert_close(trained.experts, 2 * evaluated.experts)
 
 
+def test_two_heads_have_temperatures_of_their_own() -> None:
+    torch.manual_seed(0)
+    router = Router(NETWORKS["linear"](), 12, ("c0", "c1"), ("hi", "it", "pa"))
+    router.set_temperatures(2.0, 0.5)
+    frames, lengths = torch.randn(2, 5, 12), torch.tensor([5, 4])
+    trained, evaluated = router.train()(frames, lengths), router.eval()(frames, lengths)
+    torch.testing.assert_close(trained.experts, 2 * evaluated.experts)
+    torch.testing.assert_close(trained.languages, 0.5 * evaluated.languages)
+
+
 def test_single_precision_under_autocast() -> None:
     router = make("mlp", "utterance").eval()
     frames, lengths = torch.randn(2, 5, 12).bfloat16(), torch.tensor([5, 4])
