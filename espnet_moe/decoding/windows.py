@@ -100,7 +100,8 @@ def stretches(
         Start and end of every stretch in samples; together they cover the utterance once.
     """
     level = 10 * np.log10(energies(speech) + 1e-12)
-    reach, least = round(around * SAMPLE_RATE) // HOP, round(shortest * SAMPLE_RATE) // HOP
+    reach = round(around * SAMPLE_RATE) // HOP
+    least = max(1, round(shortest * SAMPLE_RATE) // HOP)  # 0 would cut nothing off the beginning
     padded = np.pad(level, reach, mode="reflect" if len(level) > reach else "edge")
     loud = np.percentile(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1), 75, 1)
     below = loud - level

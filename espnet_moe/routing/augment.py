@@ -100,17 +100,19 @@ def _join(
     draws = _uniform((9,), generator).tolist()
     count = 2 + (draws[0] < 0.5)
     sources = [own, *(int(d * len(sizes)) for d in draws[1:count])]
-    joined, bounds = speech.new_zeros(0), []
+    joined, bounds, before = speech.new_zeros(0), [], 0
     for source, length, start in zip(sources, draws[3:6], draws[6:9], strict=False):
         kept = max(1, min(int(low + (high - low) * length), sizes[source], MAX_SAMPLES // count))
         begin = int(start * (sizes[source] - kept + 1))
         piece = speech[source, begin : begin + kept]
         if len(joined):
-            overlap = min(int(cross_fade * SAMPLE_RATE), len(joined) // 2, kept // 2)
+            # Of the piece before, not of all before it: a fade must not reach past a short piece.
+            overlap = min(int(cross_fade * SAMPLE_RATE), before // 2, kept // 2)
             bounds.append(len(joined) - overlap // 2)
             joined = _cross_fade(joined, piece, overlap)
         else:
             joined = piece
+        before = kept
     return joined, bounds, sources
 
 

@@ -11,6 +11,7 @@ from espnet_moe.errors import UserError
 from espnet_moe.routing.pooling import FRAME_SECONDS, valid_frames
 
 METHODS = ("none", "median", "viterbi")
+LONGEST = 30.0  # seconds: what an encoder takes
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,14 @@ class SmoothingOptions:
         if self.method not in METHODS:
             legal = ", ".join(METHODS)
             problems.append(f"method '{self.method}' is unknown: choose one of {legal}")
-        if not self.window > 0:
-            problems.append(f"window is {self.window} s, but must be above 0")
+        if not 0 < self.window <= LONGEST:
+            problems.append(f"window is {self.window} s, but must be above 0, up to {LONGEST:g}")
         if not self.switch_penalty >= 0:
             problems.append(f"switch_penalty is {self.switch_penalty}, but must be at least 0")
-        if not self.resolution > 0:
-            problems.append(f"resolution is {self.resolution} s, but must be above 0")
+        if not 0 < self.resolution <= LONGEST:
+            problems.append(
+                f"resolution is {self.resolution} s, but must be above 0, up to {LONGEST:g}"
+            )
         if problems:
             raise UserError(f"smoothing: {'; '.join(problems)}")
 

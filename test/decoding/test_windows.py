@@ -115,4 +115,7 @@ def test_stretches_end_at_pauses():
     assert 2.0 <= cuts[0] <= 2.3
     assert 3.8 <= cuts[1] <= 4.1 or 4.2 <= cuts[1] <= 4.5
     assert stretches(np.zeros(500, np.float32)) == [(0, 500)]
+    # However short stretches may be, none is empty: not at a quiet beginning either.
+    spans = stretches(np.concatenate([quiet, speech, quiet]).astype(np.float32), shortest=0.0)
+    assert all(start < end for start, end in spans)
     assert stretches(loud(3).astype(np.float32)) == [(0, 48000)]

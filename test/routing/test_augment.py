@@ -76,6 +76,22 @@ def test_a_cross_fade_joins_smoothly() -> None:
         assert int(sizes[0]) == pieces * 8000 - (pieces - 1) * 1600
 
 
+def test_a_long_fade_stays_inside_a_short_piece() -> None:
+    speech, lengths = torch.zeros(3, 48000), torch.tensor([48000, 2000, 48000])
+    labels, middles = torch.tensor([0, 1, 2]), 0
+    for seed in range(60):
+        _, sizes, found = splice(
+            speech, lengths, labels, (0.5, 3.0), 1.0, seeded(seed), cross_fade=1.0
+        )
+        heard = found[0, : int(frames_of(sizes)[0])].unique_consecutive(return_counts=True)
+        order, counts = (values.tolist() for values in heard)
+        middles += len(order) == 3 and order[1] == 1
+        # Half of the short piece's 2000 samples at the least, wherever it stands.
+        assert all(n >= 3 for label, n in zip(order, counts, strict=True) if label == 1)
+        assert len(order) <= 3
+    assert middles > 3
+
+
 def test_share_none_leaves_all_as_it_is() -> None:
     speech, lengths = ramps(0.5, 0.31)
     joined, sizes, found = splice(speech, lengths, torch.tensor([4, 5]), (0.1, 0.2), 0.0, seeded(0))

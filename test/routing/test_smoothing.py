@@ -87,6 +87,8 @@ def test_segments_of_little() -> None:
 def test_wrong_options() -> None:
     with pytest.raises(UserError, match="'mean' is unknown.*window is 0.*switch_penalty is -1"):
         SmoothingOptions("mean", 0, -1)
+    with pytest.raises(UserError, match="window is inf s.*resolution is inf s"):
+        SmoothingOptions(window=float("inf"), resolution=float("inf"))
 
 
 def test_coarse_viterbi_changes_at_its_resolution() -> None:
