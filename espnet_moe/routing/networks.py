@@ -128,19 +128,22 @@ class AttentionOptions(RouterOptions):
     """Attentive pooling at utterance level, one self-attention block at frame level.
 
     Attributes:
-        width: Width of all heads together.
+        width: Width of all heads together. At utterance level it costs next to nothing: the heads'
+            means are projected, not the frames.
         heads: Attention heads.
+        hidden: Width of the layer that weighs the frames, at utterance level: most of the cost.
         dropout: On the features.
     """
 
     width: int = 128
     heads: int = 4
+    hidden: int = 64
     dropout: float = 0.1
 
     def problems(self) -> list[str]:
         """What is wrong with the values, empty where nothing is."""
         problems = super().problems() + _dropout_problems(self.dropout)
-        problems += _count_problems(width=self.width, heads=self.heads)
+        problems += _count_problems(width=self.width, heads=self.heads, hidden=self.hidden)
         if self.heads > 0 and self.width % self.heads:
             problems.append(f"width {self.width} cannot be shared by {self.heads} heads")
         if self.pooling != "mean":
@@ -260,8 +263,8 @@ class AttentivePooling(nn.Module):
         super().__init__()
         self.heads = options.heads
         self.norm = nn.LayerNorm(dim)
-        self.hidden = nn.Linear(dim, options.width)
-        self.scores = nn.Linear(options.width, options.heads)
+        self.hidden = nn.Linear(dim, options.hidden)
+        self.scores = nn.Linear(options.hidden, options.heads)
         self.values = nn.Linear(dim, options.width)
         self.dropout = nn.Dropout(options.dropout)
         self.out_dim = options.width
@@ -270,11 +273,16 @@ class AttentivePooling(nn.Module):
         """Features ``(batch, out_dim)``."""
         outside = ~valid_frames(lengths, frames.size(1)).unsqueeze(2)  # (batch, frames, 1)
         x = self.norm(frames)
-        scores = self.scores(torch.tanh(self.hidden(x))).masked_fill(outside, float("-inf"))
-        weights = scores.softmax(1)  # (batch, frames, heads)
-        values = self.values(x).masked_fill(outside, 0.0).unflatten(2, (self.heads, -1))
-        # batch b, frame f, head h, channel c
-        return self.dropout(torch.einsum("bfh,bfhc->bhc", weights, values).flatten(1))
+        scores = self.scores(self.hidden(x).tanh_()).masked_fill_(outside, float("-inf"))
+        # Padding may hold anything, and what is not finite stays so under weight zero. (Inside a
+        # row it makes the weights themselves NaN: nothing is hidden.)
+        x = x.nan_to_num(0.0, 0.0, 0.0)
+        means = scores.softmax(1).transpose(1, 2) @ x  # (batch, heads, dim)
+        # The mean of values is the value of the mean: a projection a head, none a frame.
+        weight = self.values.weight.unflatten(0, (self.heads, -1))  # (heads, channels, dim)
+        # batch b, head h, channel c, dim d
+        values = torch.einsum("bhd,hcd->bhc", means, weight).flatten(1) + self.values.bias
+        return self.dropout(values)
 
 
 class AttentionBlock(nn.Module):

@@ -98,6 +98,20 @@ def test_temperature_holds_in_evaluation_only() -> None:
     torch.testing.assert_close(trained.experts, 2 * evaluated.experts)
 
 
+def test_attentive_pooling_is_a_weighted_mean_of_values() -> None:
+    pooling = make("attention", "utterance").eval().trunk
+    frames = torch.randn(3, 9, 12)
+    lengths = torch.tensor([9, 4, 1])
+    with torch.no_grad():
+        found = pooling(frames, lengths)
+        for row, n, own in zip(frames, lengths.tolist(), found, strict=True):
+            x = pooling.norm(row[:n])
+            weights = pooling.scores(pooling.hidden(x).tanh()).softmax(0)  # (frames, heads)
+            values = pooling.values(x).chunk(pooling.heads, dim=1)
+            want = [(w[:, None] * v).sum(0) for w, v in zip(weights.T, values, strict=True)]
+            torch.testing.assert_close(own, torch.cat(want))
+
+
 def test_two_heads_have_temperatures_of_their_own() -> None:
     torch.manual_seed(0)
     router = Router(NETWORKS["linear"](), 12, ("c0", "c1"), ("hi", "it", "pa"))
