@@ -13,7 +13,7 @@ from espnet_moe.decoding.decoder import SYSTEMS, DecodeOptions, Decoder
 from espnet_moe.decoding.routing import RoutingOptions
 from espnet_moe.errors import UserError
 from espnet_moe.experts.expert_files import load_experts, read_manifest
-from espnet_moe.routing.families import family_of, load_families
+from espnet_moe.routing.families import is_of_experts, load_families
 from espnet_moe.routing.router_files import load_router, read_router_manifest
 
 
@@ -149,7 +149,7 @@ def _in_routers_order(
         try:
             if not options.tree:
                 raise ConfigError("routing: tree is needed: the YAML file of the family tree")
-            family_of(load_families(options.tree), names)
+            is_of_experts(load_families(options.tree), names, languages)
         except UserError as error:
             problems.append(str(error))
     if problems:

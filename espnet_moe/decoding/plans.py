@@ -7,6 +7,7 @@ oracle) or reads the encoder's layer ``k`` and decides by a router.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -14,11 +15,12 @@ import torch
 from espnet_moe.config import ConfigError
 from espnet_moe.decoding.routing import Route, RoutingOptions, Truth, frame_mean
 from espnet_moe.experts.gates import Gates
+from espnet_moe.routing.families import is_of_experts, load_families
 from espnet_moe.routing.oracle import OracleRouter, membership_gates
 from espnet_moe.routing.pooling import FRAME_SAMPLES, hold_last, valid_frames
 from espnet_moe.routing.routers import Routed, Router, restrict
 from espnet_moe.routing.smoothing import smooth, viterbi
-from espnet_moe.routing.strategies import STRATEGIES, StrategyOptions, build_strategy
+from espnet_moe.routing.strategies import STRATEGIES, Strategy, StrategyOptions, build_strategy
 
 SYSTEMS = ("baseline", "oracle", *STRATEGIES, "frame", "segment")
 
@@ -86,21 +88,24 @@ class UtterancePlan:
         self.router: Router | None = router
         self.allowed = options.allowed
         self.same = router.experts == router.languages
-        allowed = options.allowed if self.same else ()
-        self.strategy = build_strategy(
-            system,
-            StrategyOptions(
-                options.threshold,
-                options.k,
-                options.tree,
-                options.expert,
-                allowed,
-                options.temperature,
-            ),
-            router.experts,
+        settings = StrategyOptions(
+            options.threshold,
+            options.k,
+            options.tree,
+            options.expert,
+            options.allowed if self.same else (),
+            options.temperature,
         )
-        # The prompt says the language of the one expert that was chosen, where there is one.
+        # The prompt says the language of the one expert that was chosen, where there is one. Where
+        # experts are clusters, a tree of languages chooses the prompt beside the best cluster.
         self.by_gates = self.same and system == "hierarchical"
+        self.prompts: Strategy | None = None
+        if system == "hierarchical" and options.tree and not self.same:
+            tree = load_families(options.tree)
+            if not is_of_experts(tree, router.experts, router.languages):
+                own = replace(settings, allowed=options.allowed)
+                self.prompts, system = build_strategy(system, own, router.languages), "hard"
+        self.strategy = build_strategy(system, settings, router.experts)
         self.language = options.expert if system == "fixed" else ""
         if self.language not in tokens_for:
             self.language = ""
@@ -121,6 +126,8 @@ class UtterancePlan:
             experts = mean
         gates = self.strategy.gates(experts)
         best = gates.weights if self.by_gates else languages
+        if self.prompts is not None:
+            best = self.prompts.gates(languages).weights
         names = self.router.languages
         chosen = [self.language] * len(best) if self.language else []
         return Route(

@@ -25,7 +25,7 @@ class RoutingOptions:
         threshold: ``threshold``: posterior above which a decision is hard.
         k: ``topk``: experts that are mixed.
         temperature: ``soft``, ``threshold``, ``topk``: of the mixture's weights; below 1 sharper.
-        tree: ``hierarchical``: YAML file of the family tree.
+        tree: ``hierarchical``: YAML file of the family tree, of the experts or of the languages.
         expert: ``fixed``: the expert that takes everything.
         allowed: Languages that may be chosen, and experts where these are the languages; all of
             them where empty.

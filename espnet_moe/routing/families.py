@@ -61,6 +61,21 @@ def _problems(tree: Mapping[object, object]) -> list[str]:
     return problems
 
 
+def is_of_experts(
+    tree: Mapping[str, Sequence[str]], experts: Sequence[str], languages: Sequence[str]
+) -> bool:
+    """Whether a tree is of the experts; where they are clusters it may be of the languages instead.
+
+    Raises:
+        UserError: Where it lacks some of both.
+    """
+    held = {member for members in tree.values() for member in members}
+    if held.issuperset(experts):
+        return True
+    family_of(tree, experts if set(experts) == set(languages) else languages)
+    return False
+
+
 def family_of(tree: Mapping[str, Sequence[str]], experts: Sequence[str]) -> list[int]:
     """Number of the family that each expert is in; members without an expert do not matter.
 
@@ -70,7 +85,7 @@ def family_of(tree: Mapping[str, Sequence[str]], experts: Sequence[str]) -> list
     home = {m: i for i, members in enumerate(tree.values()) for m in members}
     if missing := [e for e in experts if e not in home]:
         raise UserError(
-            f"the family tree lacks expert(s) {', '.join(missing)}; it has {', '.join(home)}: "
+            f"the family tree lacks {', '.join(missing)}; it has {', '.join(home)}: "
             "give each a family"
         )
     return [home[e] for e in experts]

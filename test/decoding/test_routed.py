@@ -166,6 +166,21 @@ def test_hierarchical_prompts_with_its_own_choice(backbone, speak, tmp_path):
         assert one.language == want and one.route["gates"][want] == 1
 
 
+def test_a_tree_of_languages_prompts_where_experts_are_clusters(make_backbone, speak, tmp_path):
+    (tmp_path / "tree.yaml").write_text("A: [hi, pa]\nB: [it]\n")
+    router = make_router(experts=("c0", "c1"), languages=("hi", "it", "pa"))
+    tree = str(tmp_path / "tree.yaml")
+    decoder = make(make_backbone(), "hierarchical", router=router, tree=tree)
+    hard = make(make_backbone(), "hard", router=router)
+    for one, other in zip(decoder(rows(speak), ["hi"] * 4), hard(rows(speak), ["hi"] * 4)):
+        p = one.route["languages"]
+        want = max("hi", "pa", key=p.get) if p["hi"] + p["pa"] > p["it"] else "it"
+        assert one.language == want and one.route["gates"] == other.route["gates"]
+    (tmp_path / "tree.yaml").write_text("A: [hi, c0]\nB: [it]\n")
+    with pytest.raises(UserError, match="tree lacks pa"):
+        make(make_backbone(), "hierarchical", router=router, tree=tree)
+
+
 def test_fixed_needs_no_router_where_the_expert_is_a_language(backbone, speak):
     options = DecodeOptions(max_tokens=8, routing=RoutingOptions(expert="pa"))
     decoder = Decoder(backbone, make_experts(backbone), options, "fixed")
@@ -351,7 +366,7 @@ def test_oracle_from_a_file(tiny_folder, trained):
         ("topk", "utterance", "routing: {k: 4}", "k is 4, but it has 3 experts"),
         ("threshold", "utterance", "routing: {threshold: 1.2}", r"in \[0, 1\], not 1.2"),
         ("hierarchical", "utterance", "", "tree is needed"),
-        ("hierarchical", "utterance", "routing: {tree: TREE}", "tree lacks expert.s. pa"),
+        ("hierarchical", "utterance", "routing: {tree: TREE}", "tree lacks pa"),
         ("fixed", "utterance", "routing: {expert: te}", "'te' is none of its experts"),
         ("hard", "utterance", "routing: {allowed: [hi, xx]}", "xx are unknown"),
         ("hard", "utterance", "routing: {taus: 1}", r"routing: unknown key\(s\) taus"),

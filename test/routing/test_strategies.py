@@ -159,7 +159,7 @@ def test_wrong_trees(text: str, message: str, tmp_path: Path) -> None:
 def test_a_tree_without_an_expert(tmp_path: Path) -> None:
     (tmp_path / "tree.yaml").write_text("A: [hi, it]\n")
     options = StrategyOptions(tree=str(tmp_path / "tree.yaml"))
-    with pytest.raises(UserError, match="family tree lacks expert.* pa, te; it has hi, it"):
+    with pytest.raises(UserError, match="family tree lacks pa, te; it has hi, it"):
         build_strategy("hierarchical", options, EXPERTS)
 
 
