@@ -29,10 +29,13 @@ class StampError(UserError):
 
 
 class State(IntEnum):
-    """What is to be done; the numbers are the command line's exit codes."""
+    """What is to be done; the numbers are the command line's exit codes.
+
+    None is 1 or 2, which are Python's and a shell's when they fail: a check that breaks is no work.
+    """
 
     DONE = 0
-    TO_DO = 1
+    TO_DO = 4
     INTERRUPTED = 3  # begun earlier from the same inputs
 
 

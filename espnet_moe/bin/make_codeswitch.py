@@ -14,16 +14,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from espnet_moe.bin import cli
+from espnet_moe.config import ConfigError
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Make the parser of this command line."""
     parser = cli.parser(__doc__, "make_codeswitch")
     parser.add_argument(
-        "--data", nargs="+", required=True, metavar="DIR", help="formatted data directories"
+        "--data", nargs="+", default=[], metavar="DIR", help="formatted data directories"
     )
     parser.add_argument("--config", help="YAML of options, e.g. conf/codeswitch.yaml")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write the sets into")
+    parser.add_argument("--out", metavar="DIR", help="folder to write the sets into")
+    parser.add_argument(
+        "--names",
+        action="store_true",
+        help="only print the names of the sets that --config asks for",
+    )
     parser.add_argument(
         "--audio_dir", metavar="DIR", help="folder for the audio; default: data in each set"
     )
@@ -34,10 +40,15 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(argv)
-    from espnet_moe.data.codeswitch import codeswitch_options
+    from espnet_moe.data.codeswitch import codeswitch_options, set_names
     from espnet_moe.data.codeswitch_sets import make_codeswitch
 
     options = codeswitch_options(_read(args.config))
+    if args.names:
+        print(*set_names(options))
+        return
+    if missing := [name for name in ("data", "out") if not getattr(args, name)]:
+        raise ConfigError(f"needed: {', '.join('--' + name for name in missing)}")
     sizes = make_codeswitch(args.data, args.out, options, args.audio_dir, args.nj)
     for name, count in sizes.items():
         print(f"{Path(args.out) / name}: {count} utterances")
@@ -45,8 +56,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _read(path: str | None) -> dict[str, object]:
     import yaml
-
-    from espnet_moe.config import ConfigError
 
     if path is None:
         return {}

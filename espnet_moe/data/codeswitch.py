@@ -114,6 +114,12 @@ class CodeSwitchOptions:
             raise CodeSwitchError("; ".join(problems))
 
 
+def set_names(options: CodeSwitchOptions) -> list[str]:
+    """Names of the sets that the options ask for, each followed by that of its parts."""
+    kinds = [kind for kind in KINDS if getattr(options.sizes, kind) > 0]
+    return [f"{options.name}_{kind}{end}" for kind in kinds for end in ("", "_parts")]
+
+
 def codeswitch_options(conf: Mapping[str, object] | None) -> CodeSwitchOptions:
     """Make the options from a mapping as read from YAML, ``sizes`` being a mapping itself.
 

@@ -260,7 +260,7 @@ def _write_whole(target: Path, made: Sequence[Made], data: DataDir) -> None:
         raw[plan.utt_id] = " ".join(_raw(piece, data) for piece in plan.pieces)
         words = [_placed(each, number) for number in range(len(plan.pieces))]
         if all(words):
-            timings[plan.utt_id] = tuple(word for part in words for word in part)
+            timings[plan.utt_id] = _in_order([word for part in words for word in part])
         rows += [
             f"{plan.utt_id}-p{number}\t{piece.source.utt_id}\t{piece.start:.3f}\t{piece.end:.3f}"
             f"\t{piece.source.language}\n"
@@ -319,6 +319,15 @@ def _raw(piece: Piece, data: DataDir) -> str:
     if piece.text == piece.source.text:
         return data.raw_text.get(piece.source.utt_id, piece.text)
     return piece.text
+
+
+def _in_order(words: Sequence[Word]) -> tuple[Word, ...]:
+    """No word begins before the one before it, which another piece's may, inside their fade."""
+    ordered, earliest = [], 0.0
+    for word in words:
+        earliest = max(earliest, word.start)
+        ordered.append(Word(earliest, max(0.0, word.end - earliest), word.word))
+    return tuple(ordered)
 
 
 def _placed(made: Made, number: int) -> tuple[Word, ...]:

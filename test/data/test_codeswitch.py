@@ -243,6 +243,33 @@ def test_joining_by_hand(tmp_path: Path, gap: float) -> None:
     np.testing.assert_allclose(whole, expected, atol=1e-6)
 
 
+def test_words_inside_a_fade_stay_in_order(tmp_path: Path) -> None:
+    ends = {"hi": (Word(0.1, 0.3, "a"), Word(0.48, 0.02, "b")), "it": (Word(0.0, 0.2, "c"),)}
+    sources = []
+    for language, words in ends.items():
+        wav = tmp_path / f"{language}.wav"
+        soundfile.write(wav, np.random.default_rng(0).uniform(-0.2, 0.2, 8000), 16000)
+        text = " ".join(word.word for word in words)
+        utts = [Utterance(f"{language}-1", str(wav), text, language, language, "test", None, 0.5)]
+        folder = tmp_path / f"test_{language}"
+        timings = Extras(timings={f"{language}-1": words})
+        write_datadir(folder, utts, num_samples={f"{language}-1": 8000}, extras=timings)
+        sources.append(folder)
+    conf = {"sizes": {"inter": 4, "intra": 0, "rapid": 0}, "pieces": [2, 2], "min_utterances": 1}
+    options = codeswitch_options({**conf, "cross_fade": [0.04, 0.04]})
+    make_codeswitch(sources, tmp_path / "out", options)  # refused, where they are out of order
+    validate_datadir(tmp_path / "out/test_cs_inter")
+
+
+def test_names_of_the_sets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("name: test_mix\nsizes: {rapid: 0}\n")
+    command.main(["--names", "--config", str(tmp_path / "c.yaml")])
+    names = [f"test_mix_{kind}{end}" for kind in ("inter", "intra") for end in ("", "_parts")]
+    assert capsys.readouterr().out.split() == names
+    with pytest.raises(ConfigError, match="needed: --data, --out"):
+        command.main(["--config", str(tmp_path / "c.yaml")])
+
+
 def test_loud_peaks_are_turned_down_with_their_parts(tmp_path: Path) -> None:
     click = np.full(8000, 0.001, np.float32)
     click[4000] = 1.0

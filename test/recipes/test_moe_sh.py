@@ -20,6 +20,9 @@ if [[ ${3:-} == @* ]]; then
     mapfile -t words <"${3#@}"
     set -- "${@:1:2}" "${words[@]}" "${@:4}"
 fi
+if [[ ${3:-} == --names ]]; then
+    exec $REAL_PYTHON "$@"
+fi
 echo "$verb ${*:3}" >>"$LOG"
 [[ -z ${FAIL:-} || "$verb ${*:3}" != "$FAIL"* ]] || exit 7
 declare -A value
@@ -301,6 +304,57 @@ def test_clusters_have_experts_of_their_own(recipe: Recipe) -> None:
     assert "--experts c0=exp/expert_kmeans_c0/expert c1=exp/expert_kmeans_c1/expert" in oracle
     assert "--utt2experts exp/assign_kmeans/utt2experts" in oracle
     assert "--systems baseline oracle_kmeans hard_kmeans joint_kmeans" in recipe.line("score")
+
+
+def test_other_test_sets_in_between_are_noticed(recipe: Recipe) -> None:
+    """The folder of a system serves every selection; what one left there is not another's."""
+    assert recipe.run().returncode == 0
+    only = ("--stage", "10", "--stop_stage", "10")
+    assert recipe.run(*only, "--test_sets", "test_hi").returncode == 0
+    assert recipe.did() == ["decode"] * 4
+    assert recipe.run(*only).returncode == 0
+    assert recipe.did() == ["decode"] * 4
+    assert recipe.run(*only).returncode == 0
+    assert recipe.did() == []
+
+
+def test_another_family_tree_is_another_decoding(recipe: Recipe) -> None:
+    recipe.write("conf/families.yaml", "A: [hi]\nB: [it]\n")
+    recipe.write("conf/decode_greedy.yaml", "routing: {tree: conf/families.yaml}\n")
+    words = [*MIXTURE, "--systems", "hard hierarchical", "--codeswitch_systems", ""]
+    assert recipe.run(*words).returncode == 0
+    recipe.write("conf/families.yaml", "A: [hi, it]\n")
+    assert recipe.run(*words).returncode == 0
+    assert recipe.did() == ["decode"]
+    assert "--system hierarchical" in recipe.line("decode ")
+
+
+def test_sets_that_the_configuration_leaves_out(recipe: Recipe) -> None:
+    recipe.write("conf/codeswitch.yaml", "sizes: {intra: 0, rapid: 0}\n")
+    done = recipe.run(*MIXTURE)
+    assert done.returncode == 0, done.stderr
+    segment = recipe.line("--system segment")
+    assert "test_cs_inter_parts" in segment
+    assert "test_cs_rapid" not in segment
+
+
+def test_experts_of_another_tag_have_a_joint_model_of_their_own(recipe: Recipe) -> None:
+    assert recipe.run(*MIXTURE).returncode == 0
+    assert recipe.run(*MIXTURE, "--experts_tag", "big").returncode == 0
+    assert "--output_dir exp/joint_big" in recipe.line("train ", "--phase joint")
+    assert "hi=exp/joint_big/expert_hi" in recipe.line("--out exp/joint_big/")
+    assert recipe.run(*MIXTURE).returncode == 0
+    assert recipe.did() == ["score"]  # what was there before is there still
+
+
+def test_a_check_that_breaks_is_no_work(recipe: Recipe) -> None:
+    assert recipe.run("--stop_stage", "8").returncode == 0
+    shutil.rmtree(recipe.folder / "exp/.done")
+    (recipe.folder / "exp/.done").write_text("a file where a folder should be")
+    done = recipe.run("--stage", "8", "--stop_stage", "8")
+    assert done.returncode not in (0, 4)
+    assert recipe.did() == []
+    assert (recipe.folder / "exp/expert_hi").exists()
 
 
 def test_a_failed_system_does_not_undo_the_others(recipe: Recipe) -> None:

@@ -135,12 +135,13 @@ raw=$dumpdir/raw
 logs=$expdir/log
 test_sets=${test_sets:-$(each 'test_%s ' $langs)}
 codeswitch_sets=
-[ -z "$codeswitch_config" ] || codeswitch_sets=$(echo test_cs_{inter,intra,rapid}{,_parts})
+[ -z "$codeswitch_config" ] ||
+    codeswitch_sets=$($python -m espnet_moe.bin.make_codeswitch --names --config "$codeswitch_config")
 inference_tag=${inference_tag:-$(basename "$inference_config" .yaml)}
 # Experts by language are the usual ones; the names of others tell where they come from.
 by=$([ "$experts_by" = language ] || echo "_$experts_by")
 assigned=$expdir/assign_$experts_by
-joint_tag=joint
+joint=$(name_of joint) # of its model and of its results
 # A hub name is no file whose change could be seen.
 backbone_files=()
 [ ! -e "$backbone" ] || backbone_files=("$backbone")

@@ -28,24 +28,31 @@ parts_of() {
     folders=()
     case $1 in
         baseline) return ;;
-        joint) options=(--system "$joint_strategy") router=$expdir/$joint_tag$by/router ;;
+        joint) options=(--system "$joint_strategy") router=$expdir/$joint/router ;;
         frame) router=$expdir/${routers##* }$by/router ;;
     esac
     read_experts
     options+=(--experts)
     for name in "${experts[@]}"; do
         folder=$expdir/$experts_tag${by}_$name/expert
-        [ "$1" != joint ] || folder=$expdir/$joint_tag$by/expert_$name
+        [ "$1" != joint ] || folder=$expdir/$joint/expert_$name
         options+=("$name=$folder")
         folders+=("$folder")
     done
     if [ "$1" != oracle ]; then
         options+=(--router "$router")
         folders+=("$router")
+        [ "$1" != hierarchical ] || folders+=($(family_tree))
     elif [ "$experts_by" != language ]; then
         options+=(--utt2experts "$assigned/utt2experts")
         folders+=("$assigned/utt2experts")
     fi
+}
+
+# family_tree: the file that the configuration of the decoding names.
+family_tree() {
+    $python -c 'import sys, yaml; conf = yaml.safe_load(open(sys.argv[1])) or {}
+print((conf.get("routing") or {}).get("tree") or "")' "$inference_config"
 }
 
 decoding() { # stage 10
@@ -58,6 +65,8 @@ decoding() { # stage 10
             "${folders[@]}" $(each "$raw/%s " "${sets[@]}") --options "$backbone" \
             "context=$context" "system=${options[*]}" --outputs $(each "$out/%s/text " "${sets[@]}") ||
             continue
+        # The same folder serves every selection of sets: what stamps of others say no longer holds.
+        find "$expdir/.done" -name "stage10_$(name_of "$system")_${inference_tag}_*.json" -delete
         # No share of an earlier run with more jobs may stay; other sets' results do.
         rm -rf "$out/logdir" $(each "$out/%s " "${sets[@]}")
         mkdir -p "$out/logdir"

@@ -42,7 +42,7 @@ to_do() {
     "${python:-python3}" -m espnet_moe.bin.stage check --stamp "$1" "${@:2}" || code=$?
     case $code in
         0) return 1 ;;
-        1) return 0 ;;
+        4) return 0 ;;
         3) begun=true ;;
         *) exit "$code" ;;
     esac

@@ -132,15 +132,15 @@ joint_training() { # stage 9
     read_experts
     folders=($(each "$expdir/$experts_tag${by}_%s/expert " "${experts[@]}"))
     init=($(paste -d = <(printf '%s\n' "${experts[@]}") <(printf '%s\n' "${folders[@]}")))
-    to_train "$expdir/.done/stage9_$joint_tag$by.json" "$expdir/$joint_tag$by" \
-        "$expdir/$joint_tag$by/router/router.json" "$joint_config" "${folders[@]}" \
+    to_train "$expdir/.done/stage9_$joint.json" "$expdir/$joint" \
+        "$expdir/$joint/router/router.json" "$joint_config" "${folders[@]}" \
         "$expdir/${routers%% *}$by/router" "$assigned"/{data,stats}/{train,dev}_joint || return 0
     # One training, so it has all the cores.
-    $cuda_cmd --gpu "$ngpu" --num-threads "$nj" "$expdir/$joint_tag$by/train.log" \
+    $cuda_cmd --gpu "$ngpu" --num-threads "$nj" "$expdir/$joint/train.log" \
         env OMP_NUM_THREADS="$nj" $python -m espnet_moe.bin.train --config "$joint_config" \
         --phase joint --experts "${experts[@]}" --languages $langs $(common) \
         --init_router "$expdir/${routers%% *}$by/router" \
         --init_experts "${init[@]}" $(sets_for train_joint dev_joint) \
-        --output_dir "$expdir/$joint_tag$by" $train_args
-    finish "$expdir/.done/stage9_$joint_tag$by.json"
+        --output_dir "$expdir/$joint" $train_args
+    finish "$expdir/.done/stage9_$joint.json"
 }
