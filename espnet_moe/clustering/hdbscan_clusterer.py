@@ -103,5 +103,8 @@ class HDBSCAN:
         usable = (np.isfinite(sums) & (sums > 0))[:, 0]
         found = rows.one_hot(labels, self.count)
         found[usable] = vectors[usable] / sums[usable]
+        # Where clusters touch, the soft memberships may favour another than the row was found in.
+        torn = seen & (labels >= 0) & (found.argmax(axis=1) != labels)
+        found[torn] = rows.one_hot(labels[torn], self.count)
         found[labels < 0] = 0
         return found

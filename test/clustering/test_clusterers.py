@@ -139,6 +139,19 @@ def test_hdbscan_calls_far_rows_noise() -> None:
     assert not build("hdbscan").fit(x).memberships(far).any()
 
 
+def test_fitted_rows_keep_their_cluster_where_clusters_touch() -> None:
+    draw = np.random.default_rng(0)
+    centres, widths = [(0, 0), (3, 0), (0, 4), (2, 2)], [0.3, 0.6, 1.0, 0.3]
+    x = np.concatenate(
+        [c + w * draw.standard_normal((150, 2)) for c, w in zip(centres, widths, strict=True)]
+    )
+    clusterer = build("hdbscan", min_cluster_size=10, selection="leaf").fit(x)
+    found, labels = clusterer.memberships(x), clusterer._labels
+    inside = labels >= 0
+    np.testing.assert_array_equal(found[inside].argmax(1), labels[inside])
+    assert ((found > 0).sum(1)[inside] > 1).mean() > 0.9  # and they stay soft
+
+
 def test_hdbscan_without_two_clusters_says_what_to_lower() -> None:
     draw = np.random.default_rng(0)
     x = draw.standard_normal((80, 8))
