@@ -43,7 +43,7 @@ def read_experts(exp: Path) -> list[dict[str, Any]]:
 
 
 def read_routers(exp: Path) -> list[dict[str, Any]]:
-    """Describe every router in an experiment folder.
+    """Describe every router in an experiment folder; not those that the recipe put aside (.old).
 
     Returns:
         ``name`` (the folder's), ``network``, ``layer``, ``experts``, ``temperature``, ``metrics``
@@ -51,6 +51,8 @@ def read_routers(exp: Path) -> list[dict[str, Any]]:
     """
     found = []
     for path in sorted(exp.glob("*/router/router.json")):
+        if path.parent.parent.suffix == ".old":
+            continue
         manifest = _read(path)
         facts = manifest.get("facts")
         facts = facts if isinstance(facts, dict) else {}

@@ -101,7 +101,8 @@ def experiment(tmp_path: Path) -> Path:
     manifest = {"experts": ["hi", "it"], "experts_by": "language", "sizes": {"hi": 4}}
     write_lines(tmp_path / "exp/assign_language/experts.json", [json.dumps(manifest)])
     facts = {"network": "mlp", "layer": 2, "experts": ["hi", "it"], "facts": {"collapsed": ["it"]}}
-    write_lines(tmp_path / "exp/joint/router/router.json", [json.dumps(facts)])
+    for folder in ("joint", "joint.old"):  # the recipe keeps what was before
+        write_lines(tmp_path / f"exp/{folder}/router/router.json", [json.dumps(facts)])
     return tmp_path
 
 
@@ -128,6 +129,8 @@ def test_results_of_a_mixture(experiment: Path) -> None:
     }
     assert averages["hard"]["against"]["oracle"]["wer_relative"] == 37.5
     assert averages["soft"]["against"]["baseline"]["significant"] is True
+
+    assert [router["name"] for router in results["routers"]] == ["joint"]
 
     routing = {(row["system"], row["set"]): row for row in results["routing"]}
     assert routing["hard", "all"]["accuracy"] == 87.5
