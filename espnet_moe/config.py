@@ -3,6 +3,7 @@
 import dataclasses
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from espnet_moe.errors import UserError
@@ -12,6 +13,29 @@ Options = TypeVar("Options")
 
 class ConfigError(UserError):
     """A configuration that cannot be used."""
+
+
+def read_config(path: str | Path | None) -> dict[str, Any]:
+    """Read what ``--config`` names: options and their values; none without it.
+
+    Raises:
+        ConfigError: When it is missing, no YAML, or something else than a mapping.
+    """
+    import yaml  # not needed by the command lines that only build options
+
+    if path is None:
+        return {}
+    if not Path(path).is_file():
+        raise ConfigError(f"--config {path} does not exist")
+    try:
+        conf = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not YAML: {error}") from error
+    if not isinstance(conf, dict):
+        raise ConfigError(f"--config {path} is no mapping of options to values")
+    return conf
 
 
 def build_options(cls: type[Options], conf: Mapping[str, Any] | None, name: str) -> Options:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from espnet_moe.bin import cli
+from espnet_moe.config import read_config
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -39,7 +40,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(argv)
-    from espnet_moe.clustering.assigning import AssignRequest, assign_experts, read_conf
+    from espnet_moe.clustering.assigning import AssignRequest, assign_experts
 
     request = AssignRequest(
         experts_by=args.experts_by,
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         base_digest=args.backbone_digest,
         layer=args.layer,
     )
-    made = assign_experts(request, read_conf(args.config), args.out)
+    made = assign_experts(request, read_config(args.config), args.out)
     print(f"{Path(args.out) / 'experts.json'}: {len(made['experts'])} experts: ", end="")
     print(" ".join(f"{name} ({made['sizes'][name]['utterances']})" for name in made["experts"]))
 

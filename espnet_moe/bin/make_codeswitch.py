@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from espnet_moe.bin import cli
-from espnet_moe.config import ConfigError
+from espnet_moe.config import ConfigError, read_config
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from espnet_moe.data.codeswitch import codeswitch_options, set_names
     from espnet_moe.data.codeswitch_sets import make_codeswitch
 
-    options = codeswitch_options(_read(args.config))
+    options = codeswitch_options(read_config(args.config))
     if args.names:
         print(*set_names(options))
         return
@@ -52,22 +52,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     sizes = make_codeswitch(args.data, args.out, options, args.audio_dir, args.nj)
     for name, count in sizes.items():
         print(f"{Path(args.out) / name}: {count} utterances")
-
-
-def _read(path: str | None) -> dict[str, object]:
-    import yaml
-
-    if path is None:
-        return {}
-    try:
-        conf = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--config {path} is no YAML: {error}") from None
-    if not isinstance(conf, dict):
-        raise ConfigError(f"--config {path} must hold keys and values, not {conf!r}")
-    return conf
 
 
 if __name__ == "__main__":

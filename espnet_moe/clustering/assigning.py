@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from espnet_moe.clustering.assignment import AssignmentError, AssignOptions, SplitOptions, assign
 from espnet_moe.clustering.expert_sets import describe, join_sets, plan_sets, write_sets
 from espnet_moe.clustering.statistics import cluster_report, format_report
-from espnet_moe.config import ConfigError, build_options
+from espnet_moe.config import build_options
 from espnet_moe.data.datadir import DataDir
 from espnet_moe.data.files import listed, write_text
 from espnet_moe.errors import UserError
@@ -83,25 +82,6 @@ class _Clusters:
     memberships: np.ndarray  # (n, C)
     values: np.ndarray  # (n, dims), what was clustered
     scores: Mapping[int, float]  # silhouette by number of clusters
-
-
-def read_conf(path: str | None) -> dict[str, Any]:
-    """Read options from a YAML file; none without one.
-
-    Raises:
-        ConfigError: When it is missing, or holds something else than keys and values.
-    """
-    if path is None:
-        return {}
-    try:
-        conf = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not YAML: {error}") from error
-    if not isinstance(conf, dict):
-        raise ConfigError(f"--config {path} is no mapping of options to values")
-    return conf
 
 
 def assign_experts(

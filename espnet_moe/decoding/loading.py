@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
-import yaml
 
 from espnet_moe.backbones.whisper import WhisperBackbone
-from espnet_moe.config import ConfigError, build_options
+from espnet_moe.config import ConfigError, build_options, read_config
 from espnet_moe.decoding.decoder import SYSTEMS, DecodeOptions, Decoder
 from espnet_moe.decoding.routing import RoutingOptions
 from espnet_moe.errors import UserError
@@ -64,14 +62,7 @@ def read_options(path: str | None) -> DecodeOptions:
     """Decoding options from a YAML file; the defaults without one."""
     if path is None:
         return DecodeOptions()
-    if not Path(path).is_file():
-        raise ConfigError(f"--config {path} does not exist")
-    try:
-        conf = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not YAML: {error}") from error
-    if not isinstance(conf, dict):
-        raise ConfigError(f"--config {path} is no mapping of options to values")
+    conf = read_config(path)
     problems, nested = [], conf.pop("routing", None) or {}
     routing = RoutingOptions()
     try:

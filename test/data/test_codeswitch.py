@@ -258,7 +258,12 @@ def test_words_inside_a_fade_stay_in_order(tmp_path: Path) -> None:
     conf = {"sizes": {"inter": 4, "intra": 0, "rapid": 0}, "pieces": [2, 2], "min_utterances": 1}
     options = codeswitch_options({**conf, "cross_fade": [0.04, 0.04]})
     make_codeswitch(sources, tmp_path / "out", options)  # refused, where they are out of order
-    validate_datadir(tmp_path / "out/test_cs_inter")
+    timings = load_datadir(tmp_path / "out/test_cs_inter").timings
+    assert len(timings) == 4
+    for words in timings.values():
+        starts = [word.start for word in words]
+        assert len(words) == 3 and starts == sorted(starts)
+        assert all(word.duration >= 0 for word in words)
 
 
 def test_names_of_the_sets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
