@@ -18,7 +18,7 @@ from espnet_moe.routing.router_files import save_router
 from espnet_moe.task import MoETask
 
 COLLAPSED_SHARE = 0.01  # of an expert's fair share of the utterances
-_DATA = ("wav.scp", "text", "utt2lang", "utt2experts", "utt2weight", "text.alt")
+_DATA = ("wav.scp", "text", "utt2lang", "utt2experts", "utt2weight", "text.alt", "text.ctc")
 
 
 def export(args: argparse.Namespace) -> list[Path]:

@@ -8,8 +8,9 @@ from espnet2.samplers.abs_sampler import AbsSampler
 from espnet2.train.preprocessor import AbsPreprocessor
 
 from espnet_moe.backbones.features import MAX_SAMPLES, SAMPLE_RATE
-from espnet_moe.backbones.whisper_tokens import WhisperTokens
+from espnet_moe.backbones.protocol import Tokens
 from espnet_moe.config import ConfigError
+from espnet_moe.data.extras import NOTHING
 from espnet_moe.training_data import Labels, balanced_batches
 
 
@@ -28,7 +29,7 @@ class Preprocessor(AbsPreprocessor):
     def __init__(
         self,
         train: bool,
-        tokens: WhisperTokens,
+        tokens: Tokens,
         speeds: Sequence[float] = (),
         labels: Labels | None = None,
         room: int | None = None,
@@ -51,7 +52,8 @@ class Preprocessor(AbsPreprocessor):
 
         Returns:
             ``speech (samples,)`` float32, ``text (tokens,)`` ids, ``language (1,)`` index; where
-            the set has them ``memberships (experts,)`` and ``weight (1,)``, float32.
+            the set has them ``memberships (experts,)`` and ``weight (1,)``, float32, and
+            ``text_ctc (tokens,)`` ids, none for an utterance without a part in the CTC loss.
         """
         speech, text, language = data["speech"], str(data["text"]), str(data["language"])
         if language not in self.indices:
@@ -72,9 +74,16 @@ class Preprocessor(AbsPreprocessor):
         }
         if self.labels.memberships:
             made["memberships"] = np.array(self.labels.memberships[uid], dtype=np.float32)
+        if self.labels.ctc:
+            heard = self.labels.ctc.get(uid)
+            ids = made["text"] if heard is None else self._heard(heard)
+            made["text_ctc"] = ids
         if self.labels.weights:
             made["weight"] = np.array([self.labels.weights[uid]], dtype=np.float32)
         return made
+
+    def _heard(self, text: str) -> np.ndarray:
+        return np.array([] if text == NOTHING else self.tokens.encode(text), dtype=np.int64)
 
     def _ids(self, uid: str, text: str) -> list[int]:
         """Tokens of the transcript; in training of any of those that are right."""

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from espnet_moe.backbones.whisper import WhisperOptions
-from espnet_moe.backbones.whisper_loading import load_tokens, max_target_length
+from espnet_moe.backbones.loading import BackboneOptions, load_tokens, max_target_length
 from espnet_moe.config import ConfigError, build_options
 from espnet_moe.data.extras import read_extras
 from espnet_moe.data.files import listed, read_lines
@@ -37,12 +36,14 @@ class Labels:
             nothing tells.
         weights: How much an utterance counts; empty where all count the same.
         alternatives: Transcripts that are right too.
+        ctc: What a CTC branch is to hear, where it is not the text.
     """
 
     languages: Mapping[str, str] = field(default_factory=dict)
     memberships: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
     alternatives: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ctc: Mapping[str, str] = field(default_factory=dict)
 
     def classes(self, balance: str, experts: Sequence[str]) -> dict[str, str]:
         """The class of each utterance that batches are balanced by: its language or main expert."""
@@ -54,7 +55,7 @@ class Labels:
 
 
 def read_labels(folder: str | Path, experts: Sequence[str] = ()) -> Labels:
-    """Read ``utt2lang``, and ``utt2experts``, ``utt2weight`` and ``text.alt`` where they are.
+    """Read ``utt2lang``, and ``utt2experts``, ``utt2weight``, ``text.alt``, ``text.ctc`` if there.
 
     Args:
         folder: A data directory.
@@ -82,7 +83,7 @@ def read_labels(folder: str | Path, experts: Sequence[str] = ()) -> Labels:
         memberships = {utt: one_hot[code] for utt, code in languages.items()}
     if problems:
         raise ConfigError(f"{folder}:\n  {listed(problems)}")
-    return Labels(languages, memberships, extras.weights, extras.alternatives)
+    return Labels(languages, memberships, extras.weights, extras.alternatives, extras.ctc)
 
 
 def _languages(folder: Path) -> dict[str, str]:
@@ -125,7 +126,7 @@ def leave_out_long(args: argparse.Namespace, split: str) -> None:
     ESPnet reads the utterances that the shape file names: a shorter one is written beside the
     checkpoints where any is left out.
     """
-    path = build_options(WhisperOptions, args.backbone_conf, "backbone_conf").path
+    path = build_options(BackboneOptions, args.backbone_conf, "backbone_conf").path
     tokens, shapes = load_tokens(path), Path(getattr(args, f"{split}_stats")) / "speech_shape"
     room = text_room(path)
     with open(Path(getattr(args, f"{split}_dir")) / "text", encoding="utf-8") as lines:

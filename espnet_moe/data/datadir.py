@@ -8,7 +8,8 @@
       utt2dur        utt_id seconds          (when known for every utterance)
       utt2num_samples, text.raw              (after formatting)
       skipped.tsv    utt_id<TAB>reason       (utterances lost on the way, if any)
-      text.alt words.ctm utt2segments utt2experts utt2weight     (see ``espnet_moe.data.extras``)
+      text.alt text.ctc words.ctm utt2segments utt2experts utt2weight
+                                             (see ``espnet_moe.data.extras``)
 
 Lines are sorted as ``LC_ALL=C sort`` does.
 """

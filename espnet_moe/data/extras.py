@@ -1,12 +1,13 @@
 """Files that a data directory may hold beside Kaldi's own.
 
     text.alt       utt_id transcript that is right too     (as many lines an utterance as there are)
+    text.ctc       utt_id what a CTC branch is to hear     (where not the text; <na>: nothing)
     words.ctm      utt_id 1 start duration word            (seconds; NIST's CTM, channel 1)
     utt2segments   utt_id start:end:language …             (seconds; which language is spoken when)
     utt2experts    utt_id expert:weight …
     utt2weight     utt_id weight                           (of the utterance in the training loss)
 
-The first three may leave utterances out; the last two list all, or are not there. Lines are sorted
+The first four may leave utterances out; the last two list all, or are not there. Lines are sorted
 by utterance id as ``LC_ALL=C sort`` does; alternatives, words and segments keep their order.
 """
 
@@ -19,7 +20,9 @@ from pathlib import Path
 from espnet_moe.data.files import DataDirError, listed, read_lines, write_text
 from espnet_moe.data.utterance import Seconds
 
-EXTRA_FILES = ("text.alt", "words.ctm", "utt2segments", "utt2experts", "utt2weight")
+EXTRA_FILES = ("text.alt", "text.ctc", "words.ctm", "utt2segments", "utt2experts", "utt2weight")
+
+NOTHING = "<na>"  # OWSM's symbol for a text that is not there
 
 _CHANNEL = "1"  # of a CTM: recordings are mono
 _TOLERANCE: Seconds = 0.005  # times are written in milliseconds
@@ -66,6 +69,8 @@ class Extras:
 
     Attributes:
         alternatives: Transcripts that are right too (``text.alt``).
+        ctc: What a CTC branch is to hear, where it is not the text (``text.ctc``);
+            :data:`NOTHING`: the utterance has no part in its loss.
         timings: The words in their order (``words.ctm``).
         segments: The languages in their order, without gaps (``utt2segments``).
         experts: ``name:weight name:weight …`` as written (``utt2experts``).
@@ -73,6 +78,7 @@ class Extras:
     """
 
     alternatives: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ctc: Mapping[str, str] = field(default_factory=dict)
     timings: Mapping[str, tuple[Word, ...]] = field(default_factory=dict)
     segments: Mapping[str, tuple[Segment, ...]] = field(default_factory=dict)
     experts: Mapping[str, str] = field(default_factory=dict)
@@ -123,6 +129,8 @@ def write_extras(path: Path, extras: Extras, utt_ids: Iterable[str]) -> None:
     lines: dict[str, list[str]] = {name: [] for name in EXTRA_FILES}
     for key in ordered:
         lines["text.alt"] += [f"{key} {text}" for text in extras.alternatives.get(key, ())]
+        if key in extras.ctc:
+            lines["text.ctc"].append(f"{key} {extras.ctc[key]}")
         lines["words.ctm"] += [
             f"{key} {_CHANNEL} {word.start:.3f} {word.duration:.3f} {word.word}"
             for word in extras.timings.get(key, ())
@@ -170,6 +178,7 @@ def read_extras(path: Path, utt_ids: Collection[str], problems: list[str]) -> Ex
     }
     return Extras(
         alternatives=found.get("text.alt", {}),
+        ctc={key: rows[0] for key, rows in found.get("text.ctc", {}).items()},
         timings=found.get("words.ctm", {}),
         segments=found.get("utt2segments", {}),
         experts={key: rows[0] for key, rows in found.get("utt2experts", {}).items()},
@@ -268,6 +277,7 @@ def _seconds(value: str) -> float:
 
 _VALUES: dict[str, Callable[[str], object]] = {
     "text.alt": str,
+    "text.ctc": str,
     "words.ctm": _word,
     "utt2segments": _segments,
     "utt2experts": str,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from espnet_moe.data.datadir import DataDir
-from espnet_moe.data.extras import Extras, Segment, Word
+from espnet_moe.data.extras import NOTHING, Extras, Segment, Word
 from espnet_moe.data.files import listed
 from espnet_moe.data.format_workers import Outcome
 from espnet_moe.data.normalize import normalize
@@ -20,9 +20,10 @@ def format_extras(
     """Bring the optional files in line with the formatted texts and audio.
 
     Alternatives are normalised as the transcripts are, and left out where nothing is left of them
-    or they are the transcript. Times are moved by what was cut at the beginning and kept within the
-    audio. Words are normalised one by one; an utterance whose words are not its transcript then
-    (a number written out, for one) loses its times, and the log counts such utterances.
+    or they are the transcript; what a CTC branch is to hear is normalised, too. Times are moved by
+    what was cut at the beginning and kept within the audio. Words are normalised one by one; an
+    utterance whose words are not its transcript then (a number written out, for one) loses its
+    times, and the log counts such utterances.
 
     Args:
         data: The set before formatting.
@@ -34,6 +35,11 @@ def format_extras(
         key: kept
         for key, several in data.alternatives.items()
         if (kept := _alternatives(several, texts[key], languages[key]))
+    }
+    ctc = {
+        key: heard if heard == NOTHING else normalize(heard, languages[key]) or NOTHING
+        for key, heard in data.ctc.items()
+        if key in texts
     }
     timings, segments, lost = {}, {}, []
     for key, outcome in outcomes.items():
@@ -55,6 +61,7 @@ def format_extras(
         )
     return Extras(
         alternatives=alternatives,
+        ctc=ctc,
         timings=timings,
         segments=segments,
         experts=data.experts,
