@@ -6,32 +6,16 @@ Finished utterances leave the batch, so that a long one does not make the short 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
-from espnet_moe.backbones.whisper import DecoderState, Encoded
-from espnet_moe.backbones.whisper_tokens import WhisperTokens
+from espnet_moe.backbones.attention import Encoded
+from espnet_moe.backbones.protocol import DecodingBackbone
+from espnet_moe.decoding.ctc_prefix import CtcPrefixScorer, Extended
 from espnet_moe.errors import UserError
 from espnet_moe.experts.gates import Gates, use_gates
 
-
-class DecodingBackbone(Protocol):
-    """What search needs of a backbone."""
-
-    tokens: WhisperTokens
-
-    @property
-    def max_target_length(self) -> int:
-        """Longest token sequence, prompt included."""
-
-    def start(
-        self, encoded: Encoded, beams: int, max_length: int, record_attention: bool = False
-    ) -> DecoderState:
-        """Caches for ``beams`` rows an utterance."""
-
-    def step(self, tokens: torch.Tensor, state: DecoderState) -> torch.Tensor:
-        """Logits ``(rows, vocabulary)`` of the next token."""
+PRE_BEAM = 1.5  # tokens that CTC scores a row, times the beam (espnet2 ``pre_beam_ratio``)
 
 
 @dataclass(frozen=True)
@@ -39,17 +23,20 @@ class SearchOptions:
     """Options of the search.
 
     Attributes:
-        beam_size: Hypotheses kept an utterance; 1 is greedy.
+        beam_size: Hypotheses kept an utterance; 1 is greedy (and hears no CTC).
         max_tokens: Most tokens of a transcript; 0 means as many as the backbone allows.
         length_penalty: Hypotheses are ranked by log-probability / tokens ** length_penalty.
         repetition_limit: Stop when the last tokens are this many copies of one phrase (and at least
             16 tokens): Whisper's loops on silence and unknown speech. 0 never stops.
+        ctc_weight: Share of the CTC branch in the scores of a beam search, as ESPnet has it: the
+            sum of log-probabilities then ranks hypotheses, and ``length_penalty`` does not count.
     """
 
     beam_size: int = 1
     max_tokens: int = 0
     length_penalty: float = 1.0
     repetition_limit: int = 4
+    ctc_weight: float = 0.0
 
     def __post_init__(self) -> None:
         wrong = []
@@ -59,6 +46,8 @@ class SearchOptions:
             wrong.append(f"max_tokens is 0 (no cap) or more, not {self.max_tokens}")
         if self.repetition_limit == 1 or self.repetition_limit < 0:
             wrong.append(f"repetition_limit is 0 (off) or at least 2, not {self.repetition_limit}")
+        if not 0 <= self.ctc_weight < 1:
+            wrong.append(f"ctc_weight is in [0, 1), not {self.ctc_weight}")
         if wrong:
             raise UserError("; ".join(wrong))
 
@@ -69,7 +58,8 @@ class Hypothesis:
 
     Attributes:
         tokens: Ids, without prompt and end.
-        score: Log-probability / tokens ** length_penalty, the end token included.
+        score: Log-probability / tokens ** length_penalty, the end token included; with CTC the
+            weighted sum of both log-probabilities.
         stop: Why it ended: ``eos``, ``length`` or ``repetition``.
         steps: Decoder steps after which this utterance was done.
     """
@@ -122,7 +112,9 @@ def search(
     """
     room = backbone.max_target_length - prompts.size(1)
     limit = min(options.max_tokens, room) if options.max_tokens else room
-    run = _Beams if options.beam_size > 1 else _Greedy
+    run: type[_Search] = _Greedy
+    if options.beam_size > 1:
+        run = _JointBeams if options.ctc_weight > 0 else _Beams
     rows = _RowGates(gates, first, options.beam_size)
     return run(backbone, encoded, prompts, options, rows, limit).decode()
 
@@ -207,10 +199,14 @@ class _Search:
             self.gates.follow(self.state.attention)
         with use_gates(self.gates.rows):
             logits = self.backbone.step(self.next, self.state).float()
-        logits = logits.index_fill(1, self.banned, -torch.inf)
+        logp = logits.log_softmax(-1).index_fill(1, self.banned, -torch.inf)
         if self.next.size(1) > 1:  # the prompt: what comes is the first token
-            logits = logits.index_fill(1, self.banned_first, -torch.inf)
-        return logits.log_softmax(-1)
+            logp = logp.index_fill(1, self.banned_first, -torch.inf)
+        return logp
+
+    def decode(self) -> list[Hypothesis]:
+        """Run to the end."""
+        raise NotImplementedError
 
     def keep(self, slots: list[int]) -> None:
         """Go on with the utterances at ``slots`` of the running ones; the others leave."""
@@ -275,10 +271,10 @@ class _Beams(_Search):
         texts = torch.zeros(batch, k, 0, dtype=torch.long, device=self.device)
         self.ended: list[list[Hypothesis]] = [[] for _ in self.running]
         for step in range(1, self.limit + 1):
-            logp = self.log_probabilities()
+            logp = self.scores()
             vocabulary = logp.size(-1)
             both = (totals.unsqueeze(-1) + logp.view(len(self.running), k, vocabulary)).flatten(1)
-            best, index = both.topk(2 * k, dim=-1)  # at most k of them end
+            best, index = both.topk(self.candidates, dim=-1)
             beam, token = index // vocabulary, index % vocabulary
             order, stay = self._advance(step, texts, best, beam, token, end)
             if not stay:
@@ -291,6 +287,7 @@ class _Beams(_Search):
             kept = torch.tensor(stay, device=self.device)
             totals, beam, token = totals[kept], beam[kept], token[kept]
             rows = (kept.unsqueeze(1) * k + beam).flatten()
+            self.chosen(rows, token.flatten())
             texts = texts.flatten(0, 1)[rows].view(len(stay), k, -1)
             texts = torch.cat([texts, token.unsqueeze(-1)], dim=-1)
             self.next = token.flatten().unsqueeze(1)
@@ -298,6 +295,28 @@ class _Beams(_Search):
             if len(stay) < len(self.running):
                 self.keep(stay)
         return [h for h in self.done if h is not None]
+
+    @property
+    def candidates(self) -> int:
+        """Continuations looked at an utterance: at most ``beam_size`` of them end."""
+        return 2 * self.beams
+
+    @property
+    def wanted(self) -> int:
+        """Ended hypotheses that no running one may beat before an utterance is done."""
+        return self.beams
+
+    @property
+    def power(self) -> float:
+        """Of the length that scores are divided by."""
+        return self.options.length_penalty
+
+    def scores(self) -> torch.Tensor:
+        """What each token would add to its row's score, ``(rows, vocabulary)``."""
+        return self.log_probabilities()
+
+    def chosen(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
+        """The next step's rows: the ``rows (n,)`` there were, each with one of ``tokens (n,)``."""
 
     def _advance(
         self,
@@ -309,13 +328,13 @@ class _Beams(_Search):
         end: int,
     ) -> tuple[torch.Tensor, list[int]]:
         """Take ended hypotheses out; say which candidates go on (-1: none) and who stays."""
-        k, power = self.beams, self.options.length_penalty
+        k, power = self.beams, self.power
         scores, beams, tokens = best.tolist(), beam.tolist(), token.tolist()
         history = texts.tolist()
         order, stay = [], []
         for slot, u in enumerate(self.running):
             going: list[int] = []
-            for c in range(2 * k):
+            for c in range(self.candidates):
                 text = history[slot][beams[slot][c]]
                 if scores[slot][c] == -float("inf"):
                     continue  # an empty beam
@@ -346,11 +365,71 @@ class _Beams(_Search):
         """Whether nothing runs, or nothing that runs is better now than what has ended."""
         if not running or step == self.limit:
             return True
-        ended = sorted((h.score for h in self.ended[u]), reverse=True)[: self.beams]
-        best = max(running) / step**self.options.length_penalty
-        return len(ended) == self.beams and best <= ended[-1]
+        ended = sorted((h.score for h in self.ended[u]), reverse=True)[: self.wanted]
+        best = max(running) / step**self.power
+        return len(ended) == self.wanted and best <= ended[-1]
 
     def _best(self, u: int) -> Hypothesis:
         """The best ended hypothesis; one that ended by itself before one that was cut."""
         natural = [h for h in self.ended[u] if h.stop == "eos"]
         return max(natural or self.ended[u], key=lambda h: h.score)
+
+
+class _JointBeams(_Beams):
+    """CTC and attention together, as espnet2's ``s2t_inference`` searches with one utterance.
+
+    CTC scores a pre-beam of the decoder's best tokens. The ``beam_size`` best continuations are
+    kept; those of them that end leave the beam. Scores are plain sums, so none that runs can come
+    to beat one that has ended above it: the search stops there, with the result that ESPnet has
+    when it runs on.
+    """
+
+    def __init__(
+        self,
+        backbone: DecodingBackbone,
+        encoded: Encoded,
+        prompts: torch.Tensor,
+        options: SearchOptions,
+        gates: _RowGates,
+        limit: int,
+    ) -> None:
+        super().__init__(backbone, encoded, prompts, options, gates, limit)
+        log_probs, blank = backbone.ctc_log_probs(encoded)
+        self.ctc = CtcPrefixScorer(log_probs, encoded.lengths, self.beams, blank)
+        self.pre_beam = min(int(PRE_BEAM * self.beams), log_probs.size(-1))
+        self.extended: Extended | None = None
+
+    @property
+    def candidates(self) -> int:
+        """The beam itself."""
+        return self.beams
+
+    @property
+    def wanted(self) -> int:
+        """One: sums only fall."""
+        return 1
+
+    @property
+    def power(self) -> float:
+        """Sums are not divided."""
+        return 0.0
+
+    def scores(self) -> torch.Tensor:
+        """Weighted sums; tokens outside the pre-beam are ruled out, but for the end."""
+        weight, end = self.options.ctc_weight, self.backbone.tokens.end_id
+        of_decoder = (1 - weight) * self.log_probabilities()
+        best, ids = of_decoder.topk(self.pre_beam, dim=-1)
+        of_ctc, self.extended = self.ctc.extend(ids)
+        total = torch.full_like(of_decoder, -torch.inf).scatter(1, ids, best + weight * of_ctc)
+        total[:, end] = of_decoder[:, end] + weight * self.ctc.ending()
+        return total
+
+    def chosen(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
+        """CTC goes on with them, too."""
+        assert self.extended is not None
+        self.ctc.select(self.extended, rows, tokens)
+
+    def keep(self, slots: list[int]) -> None:
+        """Go on with the utterances at ``slots`` of the running ones; the others leave."""
+        super().keep(slots)
+        self.ctc.keep(torch.tensor(slots, dtype=torch.long, device=self.device))
