@@ -27,6 +27,7 @@ REQUIRES = [
     "soxr",
     "av",  # m4a
     "indic-nlp-library",
+    "langcodes",  # ISO-639-1 and -3
     "jiwer",
     "kaldiio",
     "numpy",

@@ -5,7 +5,7 @@ import logging
 from dataclasses import asdict
 from typing import Any
 
-from espnet_moe.backbones.whisper import WhisperBackbone
+from espnet_moe.backbones.protocol import Backbone
 from espnet_moe.config import ConfigError, build_options
 from espnet_moe.experts.expert_files import load_experts
 from espnet_moe.experts.expert_set import ExpertSet, LoRAOptions
@@ -21,9 +21,7 @@ from espnet_moe.routing.router_files import load_router
 from espnet_moe.routing.routers import Router, RouterOptions
 
 
-def build_experts(
-    args: argparse.Namespace, backbone: WhisperBackbone, options: LoRAOptions
-) -> ExpertSet:
+def build_experts(args: argparse.Namespace, backbone: Backbone, options: LoRAOptions) -> ExpertSet:
     """New experts, or those of ``--init_experts`` in the order of ``--experts``.
 
     Raises:
@@ -43,9 +41,7 @@ def build_experts(
     return experts
 
 
-def build_router(
-    args: argparse.Namespace, backbone: WhisperBackbone, options: RouterOptions
-) -> Router:
+def build_router(args: argparse.Namespace, backbone: Backbone, options: RouterOptions) -> Router:
     """A new router, or that of ``--init_router``.
 
     Raises:
@@ -60,7 +56,7 @@ def build_router(
         router = load_router(args.init_router, args.base_digest)
         logging.info("the router starts from %s", args.init_router)
     else:
-        router = Router(options, backbone.config.d_model, args.experts, args.languages)
+        router = Router(options, backbone.dim, args.experts, args.languages)
     args.router_conf = _as_lists(asdict(options))
     args.expert_settings |= {
         "phase": args.phase,
@@ -73,7 +69,7 @@ def build_router(
 
 def assemble(
     args: argparse.Namespace,
-    backbone: WhisperBackbone,
+    backbone: Backbone,
     experts: ExpertSet | None,
     router: Any,
     specaug: Any,

@@ -24,8 +24,7 @@ from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import float_or_none, int_or_none, str2bool, str_or_none
 
 from espnet_moe import model_building, phases, training_setup
-from espnet_moe.backbones.whisper import WhisperOptions
-from espnet_moe.backbones.whisper_loading import load_tokens
+from espnet_moe.backbones.loading import BackboneOptions, load_tokens
 from espnet_moe.config import ConfigError, build_options
 from espnet_moe.experts.expert_set import LoRAOptions
 from espnet_moe.model import (
@@ -52,7 +51,7 @@ from espnet_moe.training_data import (
 # The one place where ESPnet looks schedulers up; children of DDP import this module again.
 abs_task.scheduler_classes["linearwarmupdecay"] = LinearWarmupDecay
 
-backbone_choices = ClassChoices("backbone", {"whisper": WhisperOptions}, default="whisper")
+backbone_choices = ClassChoices("backbone", {"auto": BackboneOptions}, default="auto")
 expert_choices = ClassChoices("expert", {"lora": LoRAOptions}, default="lora")
 router_choices = ClassChoices("router", {"oracle": OracleRouter, **NETWORKS}, default="oracle")
 specaug_choices = ClassChoices(
@@ -232,7 +231,7 @@ class MoETask(AbsTask):
     @classmethod
     def build_preprocess_fn(cls, args: argparse.Namespace, train: bool) -> Preprocessor:
         """Text to ids, language to its index; speed and transcripts drawn in training."""
-        path = build_options(WhisperOptions, args.backbone_conf, "").path
+        path = build_options(BackboneOptions, args.backbone_conf, "").path
         folder = args.train_dir if train else args.valid_dir
         labels = read_labels(folder, [] if args.phase == "expert" else args.experts)
         return Preprocessor(train, load_tokens(path), args.speed_perturb, labels, text_room(path))

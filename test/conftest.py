@@ -8,24 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from samples import TEXTS, random_weights
+
 WHISPER_MINI = Path(__file__).parents[1] / "egs2" / "mini" / "base1" / "whisper_mini"
 LANGUAGES = ["en", "hi", "it", "pa", "te"]
-TEXTS = {
-    "hi": ["नमस्ते दुनिया", "यह एक घर है", "पानी लाओ", "वह कल आएगा"],
-    "it": ["ciao mondo", "questa è la casa", "l'acqua fredda", "viene domani"],
-    "pa": ["ਸਤ ਸ੍ਰੀ ਅਕਾਲ", "ਇਹ ਇੱਕ ਘਰ ਹੈ", "ਪਾਣੀ ਲਿਆਓ", "ਉਹ ਕੱਲ੍ਹ ਆਵੇਗਾ"],
-}
-
-
-def random_weights(model: Any, seed: int = 0, scale: float = 0.25) -> None:
-    """Weights so large that logits differ clearly, biases and norms included."""
-    import torch
-
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            noise = torch.randn(p.shape, generator=draw)
-            p.copy_(1 + 0.2 * noise if "norm.weight" in name else scale * noise)
 
 
 @pytest.fixture(scope="session")
@@ -181,5 +167,25 @@ def train_args(
             --use_tensorboard false --optim_conf lr=0.02 --scheduler_conf warmup_steps=2
             --scheduler_conf total_steps=20"""
         return [*options.split(), *more]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def owsm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an OWSM of 2 + 2 layers, width 32, random weights."""
+    from owsm_files import write_owsm
+
+    texts = [text for rows in TEXTS.values() for text in rows]
+    return write_owsm(tmp_path_factory.mktemp("tiny_owsm"), texts)
+
+
+@pytest.fixture
+def make_owsm(owsm_folder: Path) -> Callable[..., Any]:
+    """Load the random OWSM anew: ``make_owsm("padded")``."""
+    from espnet_moe.backbones.owsm_loading import load_owsm
+
+    def make(context: str = "variable") -> Any:
+        return load_owsm(str(owsm_folder), context).eval()
 
     return make

@@ -73,7 +73,7 @@ def wrong(path: Path) -> Iterator[str]:
         elif top in {"espnet", "espnet2", "espnetez"}:
             if top != "espnet2" or own not in ESPNET_ONLY_IN:
                 yield f"{where}: only espnet2, and only in {', '.join(sorted(ESPNET_ONLY_IN))}"
-            if own == "backbones" and path.stem != "owsm":
+            if own == "backbones" and not path.stem.startswith("owsm"):
                 yield f"{where}: among the backbones only owsm knows ESPnet"
         elif top in {"transformers", "peft", "whisper"} and own != "backbones":
             yield f"{where}: only in backbones"

@@ -99,3 +99,22 @@ def test_preprocessor_gives_labels_and_draws_a_transcript(backbone):
     plain = Preprocessor(True, tokens)("u", dict(data))
     assert plain.keys() == {"speech", "text", "language"}
     assert torch.equal(torch.tensor(plain["text"]), torch.tensor(tokens.encode("uno")))
+
+
+def test_what_ctc_is_to_hear(make_datadir, make_owsm, tmp_path):
+    """``text.ctc`` replaces the text of an utterance in the CTC loss, or leaves it out of it."""
+    folder = make_datadir(tmp_path / "data", {"it": 3})
+    utts = [line.split()[0] for line in (folder / "text").read_text("utf-8").splitlines()]
+    (folder / "text.ctc").write_text(f"{utts[0]} <na>\n{utts[1]} ciao\n", "utf-8")
+    labels = read_labels(folder)
+    assert labels.ctc == {utts[0]: "<na>", utts[1]: "ciao"}
+    tokens = make_owsm().tokens
+    prepare = Preprocessor(True, tokens, labels=labels)
+    found = [
+        prepare(u, {"speech": np.zeros(800), "text": "viene domani", "language": "it"})
+        for u in utts
+    ]
+    sizes = [0, len(tokens.encode("ciao")), len(found[2]["text"])]
+    assert [len(f["text_ctc"]) for f in found] == sizes
+    assert tokens.decode(found[1]["text_ctc"].tolist()) == "ciao"
+    assert tokens.decode(found[0]["text"].tolist()) == "viene domani"

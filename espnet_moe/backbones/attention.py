@@ -1,12 +1,14 @@
-"""Whisper's attention over transformers' own projections, and the caches of a running decode."""
+"""Attention over a backbone's own projections, and the caches of a running decode."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+Projection = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -15,8 +17,8 @@ class Encoded:
 
     Attributes:
         hidden: ``(batch, frames, dim)``.
-        lengths: ``(batch,)`` valid frames (20 ms each) of every row: all 1500 of them where the
-            backbone hears the padding to 30 s too.
+        lengths: ``(batch,)`` valid frames of every row: those of 30 s where the backbone hears the
+            padding too.
         speech_lengths: ``(batch,)`` frames of every row that hold speech; ``None`` where that is
             not known.
     """
@@ -79,59 +81,76 @@ class DecoderState:
             self.cross_mask = self.cross_mask.index_select(0, utterances)
 
 
-def heads(attention: Any, x: torch.Tensor) -> torch.Tensor:
-    """``(batch, frames, dim)`` → ``(batch, heads, frames, head_dim)``."""
-    return x.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+@dataclass(frozen=True, slots=True)
+class Projections:
+    """A backbone's attention module, seen without its names.
 
-
-def keys_values(attention: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values ``(batch, heads, frames, head_dim)`` of ``x (batch, frames, dim)``."""
-    return heads(attention, attention.k_proj(x)), heads(attention, attention.v_proj(x))
-
-
-def attend(
-    attention: Any,
-    x: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    mask: torch.Tensor | None,
-    causal: bool = False,
-) -> torch.Tensor:
-    """Attention of ``x (batch, n, dim)`` over ``keys (batch, heads, m, head_dim)``."""
-    query = heads(attention, attention.q_proj(x) * attention.scaling)
-    drop = attention.dropout if attention.training else 0.0
-    out = F.scaled_dot_product_attention(query, keys, values, mask, drop, causal, scale=1.0)
-    return attention.out_proj(out.transpose(1, 2).flatten(2))
-
-
-def attend_shared(
-    attention: Any,
-    x: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    mask: torch.Tensor | None,
-    seen: list[torch.Tensor] | None = None,
-) -> torch.Tensor:
-    """Attention of ``x (utterances · beams, n, dim)`` over keys that the beams share.
-
-    Args:
-        attention: transformers' module.
-        x: ``(utterances · beams, n, dim)``; the beams of an utterance stand together.
-        keys: ``(utterances, heads, frames, head_dim)``.
-        values: Of the same shape.
-        mask: ``(utterances, 1, 1, frames)`` or ``None``.
-        seen: Takes the weights ``(rows, frames)`` of the last position, mean over heads, where
-            somebody asks; the fused kernel does not tell them, so they cost a product of their own.
+    Attributes:
+        query, key, value, output: Its four linear layers, experts included.
+        heads: Number of heads.
+        scale: Factor on the queries.
+        dropout: Of the weights; 0 in evaluation mode.
     """
-    rows, n, _ = x.shape
-    utterances = keys.size(0)
-    query = attention.q_proj(x) * attention.scaling
-    query = heads(attention, query.reshape(utterances, -1, query.size(-1)))
-    out = F.scaled_dot_product_attention(query, keys, values, mask, scale=1.0)
-    if seen is not None:
-        last = query[:, :, n - 1 :: n]  # (utterances, heads, beams, head_dim)
-        scores = torch.matmul(last, keys.transpose(-1, -2)).float()
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        seen.append(scores.softmax(-1).mean(1).flatten(0, 1))
-    return attention.out_proj(out.transpose(1, 2).reshape(rows, n, -1))
+
+    query: Projection
+    key: Projection
+    value: Projection
+    output: Projection
+    heads: int
+    scale: float
+    dropout: float = 0.0
+
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        """``(batch, frames, dim)`` → ``(batch, heads, frames, head_dim)``."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def keys_values(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values ``(batch, heads, frames, head_dim)`` of ``x (batch, frames, dim)``."""
+        return self.split(self.key(x)), self.split(self.value(x))
+
+    def attend(
+        self,
+        x: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor | None,
+        causal: bool = False,
+    ) -> torch.Tensor:
+        """Attention of ``x (batch, n, dim)`` over ``keys (batch, heads, m, head_dim)``."""
+        query = self.split(self.query(x) * self.scale)
+        out = F.scaled_dot_product_attention(
+            query, keys, values, mask, self.dropout, causal, scale=1.0
+        )
+        return self.output(out.transpose(1, 2).flatten(2))
+
+    def attend_shared(
+        self,
+        x: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor | None,
+        seen: list[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Attention of ``x (utterances · beams, n, dim)`` over keys that the beams share.
+
+        Args:
+            x: ``(utterances · beams, n, dim)``; the beams of an utterance stand together.
+            keys: ``(utterances, heads, frames, head_dim)``.
+            values: Of the same shape.
+            mask: ``(utterances, 1, 1, frames)`` or ``None``.
+            seen: Takes the weights ``(rows, frames)`` of the last position, mean over heads, where
+                somebody asks; the fused kernel does not tell them, so they cost a product of their
+                own.
+        """
+        rows, n, _ = x.shape
+        utterances = keys.size(0)
+        query = self.query(x) * self.scale
+        query = self.split(query.reshape(utterances, -1, query.size(-1)))
+        out = F.scaled_dot_product_attention(query, keys, values, mask, scale=1.0)
+        if seen is not None:
+            last = query[:, :, n - 1 :: n]  # (utterances, heads, beams, head_dim)
+            scores = torch.matmul(last, keys.transpose(-1, -2)).float()
+            if mask is not None:
+                scores = scores.masked_fill(~mask, -torch.inf)
+            seen.append(scores.softmax(-1).mean(1).flatten(0, 1))
+        return self.output(out.transpose(1, 2).reshape(rows, n, -1))

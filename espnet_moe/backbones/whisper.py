@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,41 +21,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from espnet_moe.backbones.attention import (
-    DecoderState,
-    Encoded,
-    attend,
-    attend_shared,
-    keys_values,
-)
-from espnet_moe.backbones.features import SAMPLE_RATE, LogMel, pad_to_chunk
+from espnet_moe.backbones.attention import DecoderState, Encoded, Projections
+from espnet_moe.backbones.features import HOP_LENGTH, SAMPLE_RATE, LogMel, pad_to_chunk
+from espnet_moe.backbones.protocol import CONTEXTS, IGNORE, Augment
 from espnet_moe.backbones.whisper_tokens import WhisperTokens
 from espnet_moe.errors import UserError
 from espnet_moe.experts.gates import current_gates, use_gates
-
-__all__ = ["DecoderState", "Encoded", "WhisperBackbone", "WhisperOptions"]
-
-CONTEXTS = ("variable", "padded")
-Augment = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-
-
-@dataclass(frozen=True)
-class WhisperOptions:
-    """Which Whisper, and how it is used.
-
-    Attributes:
-        path: A hub name, a transformers folder, or an openai-whisper ``.pt`` file.
-        context: ``variable`` encodes an utterance at its own length; ``padded`` pads to 30 s.
-    """
-
-    path: str = ""
-    context: str = "variable"
-
-    def build(self) -> WhisperBackbone:
-        """Load it."""
-        if not self.path:
-            raise UserError("backbone_conf needs path: a folder, a .pt file or a hub name")
-        return WhisperBackbone.from_pretrained(self.path, self.context)
 
 
 class WhisperBackbone(nn.Module):
@@ -95,6 +66,13 @@ class WhisperBackbone(nn.Module):
         hf, tokens = load_whisper(path)
         return cls(hf, tokens, context)
 
+    #: What experts go into where a configuration names nothing.
+    default_targets: tuple[str, ...] = ("q_proj", "v_proj")
+    #: Whether the loss is a mean over tokens; otherwise over utterances.
+    token_mean = True
+    #: Share of a CTC branch in the loss: Whisper has none.
+    ctc_weight = 0.0
+
     # -- facts ------------------------------------------------------------------------------------
 
     @property
@@ -108,9 +86,24 @@ class WhisperBackbone(nn.Module):
         return self.hf.device
 
     @property
+    def network(self) -> WhisperForConditionalGeneration:
+        """The model that experts go into; their layers are named from here."""
+        return self.hf
+
+    @property
     def num_encoder_layers(self) -> int:
         """Number of encoder layers ``n``; a split ``k`` is in ``0..n``."""
         return self.config.encoder_layers
+
+    @property
+    def dim(self) -> int:
+        """Width of the encoder's frames."""
+        return int(self.config.d_model)
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples from one encoder frame to the next: 320, which is 20 ms."""
+        return 2 * HOP_LENGTH
 
     @property
     def max_target_length(self) -> int:
@@ -221,8 +214,8 @@ class WhisperBackbone(nn.Module):
         self, block: Any, x: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
         normed = block.self_attn_layer_norm(x)
-        keys, values = keys_values(block.self_attn, normed)
-        x = x + self._drop(attend(block.self_attn, normed, keys, values, mask))
+        attention = projections(block.self_attn)
+        x = x + self._drop(attention.attend(normed, *attention.keys_values(normed), mask))
         return x + self._feed_forward(block, x)
 
     # -- decoder ----------------------------------------------------------------------------------
@@ -253,11 +246,13 @@ class WhisperBackbone(nn.Module):
         memory_mask: torch.Tensor | None,
     ) -> torch.Tensor:
         normed = block.self_attn_layer_norm(x)
-        keys, values = keys_values(block.self_attn, normed)
-        x = x + self._drop(attend(block.self_attn, normed, keys, values, None, causal=True))
+        attention = projections(block.self_attn)
+        keys, values = attention.keys_values(normed)
+        x = x + self._drop(attention.attend(normed, keys, values, None, causal=True))
         normed = block.encoder_attn_layer_norm(x)
-        keys, values = keys_values(block.encoder_attn, memory)
-        x = x + self._drop(attend(block.encoder_attn, normed, keys, values, memory_mask))
+        attention = projections(block.encoder_attn)
+        keys, values = attention.keys_values(memory)
+        x = x + self._drop(attention.attend(normed, keys, values, memory_mask))
         return x + self._feed_forward(block, x)
 
     def start(
@@ -272,7 +267,10 @@ class WhisperBackbone(nn.Module):
         config, rows = self.config, encoded.hidden.size(0) * beams
         heads = config.decoder_attention_heads
         shape = (rows, heads, max_length, config.d_model // heads)
-        cross = [keys_values(b.encoder_attn, encoded.hidden) for b in self.hf.model.decoder.layers]
+        cross = [
+            projections(block.encoder_attn).keys_values(encoded.hidden)
+            for block in self.hf.model.decoder.layers
+        ]
         dtype = cross[0][0].dtype
         empty = [
             torch.zeros(shape, device=encoded.hidden.device, dtype=dtype)
@@ -305,24 +303,60 @@ class WhisperBackbone(nn.Module):
         seen: list[torch.Tensor] | None = [] if state.record_attention else None
         for i, block in enumerate(decoder.layers):
             normed = block.self_attn_layer_norm(x)
-            keys, values = keys_values(block.self_attn, normed)
+            attention = projections(block.self_attn)
+            keys, values = attention.keys_values(normed)
             state.self_keys[i][:, :, old:new] = keys
             state.self_values[i][:, :, old:new] = values
             keys, values = state.self_keys[i][:, :, :new], state.self_values[i][:, :, :new]
-            x = x + attend(block.self_attn, normed, keys, values, None, causal)
+            x = x + attention.attend(normed, keys, values, None, causal)
             normed = block.encoder_attn_layer_norm(x)
-            x = x + attend_shared(
-                block.encoder_attn,
-                normed,
-                state.cross_keys[i],
-                state.cross_values[i],
-                state.cross_mask,
-                seen,
+            x = x + projections(block.encoder_attn).attend_shared(
+                normed, state.cross_keys[i], state.cross_values[i], state.cross_mask, seen
             )
             x = x + self._feed_forward(block, x)
         state.length = new
         state.attention = torch.stack(seen).mean(0) if seen else None
         return self.hf.proj_out(decoder.layer_norm(x[:, -1]))
+
+    # -- training ---------------------------------------------------------------------------------
+
+    def attention_loss(
+        self,
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        smoothing: float | None = None,
+        weight: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Cross-entropy, a mean over the tokens.
+
+        Args:
+            logits: ``(batch, tokens, vocabulary)`` in fp32.
+            target: ``(batch, tokens)``, :data:`~espnet_moe.backbones.protocol.IGNORE` where none.
+            smoothing: Label smoothing; ``None`` for Whisper's own, which is none.
+            weight: ``(batch, 1)`` how much a row's tokens count, or ``None``.
+        """
+        flat, classes = logits.flatten(0, 1), target.flatten()
+        smoothing = smoothing or 0.0
+        if weight is None:
+            return F.cross_entropy(flat, classes, ignore_index=IGNORE, label_smoothing=smoothing)
+        each = F.cross_entropy(
+            flat, classes, ignore_index=IGNORE, label_smoothing=smoothing, reduction="none"
+        )
+        return (each.view_as(target) * weight).sum() / (target != IGNORE).sum()
+
+    def ctc_loss(
+        self,
+        encoded: Encoded,
+        text: torch.Tensor,
+        lengths: torch.Tensor,
+        weight: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Never asked: Whisper has no CTC branch."""
+        raise UserError("Whisper has no CTC branch")
+
+    def ctc_log_probs(self, encoded: Encoded) -> tuple[torch.Tensor, int]:
+        """Refused: Whisper has no CTC branch."""
+        raise UserError("ctc_weight is 0 for Whisper, which has no CTC branch")
 
     # -- shared -----------------------------------------------------------------------------------
 
@@ -350,3 +384,16 @@ class WhisperBackbone(nn.Module):
             use_reentrant=False,
             context_fn=lambda: (nullcontext(), use_gates(gates)),
         )
+
+
+def projections(attention: Any) -> Projections:
+    """Transformers' attention module without its names."""
+    return Projections(
+        attention.q_proj,
+        attention.k_proj,
+        attention.v_proj,
+        attention.out_proj,
+        attention.num_heads,
+        attention.scaling,
+        attention.dropout if attention.training else 0.0,
+    )

@@ -55,6 +55,15 @@ class WhisperTokens:
         words |= {"nocaptions", "notimestamps", *TASKS}
         return tuple(sorted(c for c in codes - words if c.isalpha()))
 
+    def with_timestamps(self) -> WhisperTokens:
+        """Refused: not built for Whisper."""
+        raise UserError("predict_time is for OWSM: Whisper is prompted without timestamps here")
+
+    @property
+    def target_prompt(self) -> int:
+        """Tokens at the end of the prompt that are targets in training, too: none."""
+        return 0
+
     def _id(self, token: str) -> int:
         found = self.tokenizer.convert_tokens_to_ids(token)
         if not isinstance(found, int) or self.tokenizer.convert_ids_to_tokens(found) != token:

@@ -27,7 +27,7 @@ from espnet_moe.bin import cli
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command line."""
     parser = cli.parser(__doc__, "decode")
-    parser.add_argument("--backbone", required=True, help="folder, .pt file or hub name")
+    parser.add_argument("--backbone", required=True, help="folder, file or hub name")
     parser.add_argument("--context", default="variable", help="encoder input: variable or padded")
     parser.add_argument(
         "--system",

@@ -19,7 +19,7 @@ from espnet_moe.config import ConfigError
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command line."""
     parser = cli.parser(__doc__, "embed")
-    parser.add_argument("--backbone", required=True, help="folder, .pt file or hub name")
+    parser.add_argument("--backbone", required=True, help="folder, file or hub name")
     parser.add_argument("--context", default="variable", help="encoder input: variable or padded")
     parser.add_argument("--layer", type=int, default=0, help="encoder layer the router reads, 0..n")
     parser.add_argument("--pooling", default="mean_std", help="mean or mean_std")
@@ -37,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if double := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"--data names sets of the same name: {', '.join(double)}")
     # After parsing, so that --help and a mistyped option answer at once.
-    from espnet_moe.backbones.whisper import WhisperBackbone
+    from espnet_moe.backbones.loading import load_backbone
     from espnet_moe.clustering.embeddings import extract_embeddings, require_data
 
-    backbone = WhisperBackbone.from_pretrained(args.backbone, args.context)
+    backbone = load_backbone(args.backbone, args.context)
     for folder in args.data:
         require_data(folder, backbone.max_seconds)
     for name, folder in zip(names, args.data, strict=True):

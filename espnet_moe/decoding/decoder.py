@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from espnet_moe.backbones.whisper import Encoded, WhisperBackbone
+from espnet_moe.backbones.attention import Encoded
+from espnet_moe.backbones.protocol import Backbone
 from espnet_moe.config import ConfigError
 from espnet_moe.decoding.parts import (
     Part,
@@ -37,8 +38,9 @@ class DecodeOptions:
 
     Attributes:
         batch_size: Utterances (windows, pieces) decoded at once.
-        beam_size, max_tokens, length_penalty, repetition_limit: See
+        beam_size, max_tokens, length_penalty, repetition_limit, ctc_weight: See
             :class:`espnet_moe.decoding.search.SearchOptions`.
+        predict_time: Let OWSM say timestamps too; the text is without them.
         routing: How decisions are made.
     """
 
@@ -47,6 +49,8 @@ class DecodeOptions:
     max_tokens: int = 0
     length_penalty: float = 1.0
     repetition_limit: int = 4
+    ctc_weight: float = 0.0
+    predict_time: bool = False
     routing: RoutingOptions = field(default_factory=RoutingOptions)
 
     def __post_init__(self) -> None:
@@ -57,7 +61,11 @@ class DecodeOptions:
     def search(self) -> SearchOptions:
         """The search's share."""
         return SearchOptions(
-            self.beam_size, self.max_tokens, self.length_penalty, self.repetition_limit
+            self.beam_size,
+            self.max_tokens,
+            self.length_penalty,
+            self.repetition_limit,
+            self.ctc_weight,
         )
 
 
@@ -100,7 +108,7 @@ class Decoder:
 
     def __init__(
         self,
-        backbone: WhisperBackbone,
+        backbone: Backbone,
         experts: ExpertSet | None,
         options: DecodeOptions,
         system: str = "",
@@ -108,9 +116,15 @@ class Decoder:
     ) -> None:
         self.backbone, self.experts, self.options = backbone.eval(), experts, options
         self.system = system or ("oracle" if experts else "baseline")
+        if options.ctc_weight > 0 and backbone.ctc_weight == 0:
+            raise ConfigError("ctc_weight is 0 for this backbone, which has no CTC branch")
+        if options.predict_time:
+            backbone.tokens = backbone.tokens.with_timestamps()
         names = experts.names if experts else ()
         tokens_for = backbone.tokens.languages
-        self.plan: Plan = build_plan(self.system, names, router, options.routing, tokens_for)
+        self.plan: Plan = build_plan(
+            self.system, names, router, options.routing, tokens_for, backbone.frame_samples
+        )
         lowest = experts.lowest_encoder_layer if experts else 0
         self.first_layer = backbone.num_encoder_layers if lowest is None else lowest
         if self.plan.router is not None:
@@ -328,13 +342,13 @@ class _Spent:
         return time.perf_counter()
 
 
-def _require_fit(router: Router, backbone: WhisperBackbone) -> None:
+def _require_fit(router: Router, backbone: Backbone) -> None:
     """Refuse a router that reads what this backbone does not have."""
     problems = []
     if not 0 <= router.layer <= backbone.num_encoder_layers:
         last = backbone.num_encoder_layers
         problems.append(f"it reads encoder layer {router.layer}, but the layers are 0..{last}")
-    if router.dim != (width := backbone.config.d_model):
+    if router.dim != (width := backbone.dim):
         problems.append(f"it takes frames {router.dim} wide, but these are {width} wide")
     if problems:
         raise ConfigError(f"the router is not for this backbone: {'; '.join(problems)}")

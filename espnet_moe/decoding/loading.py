@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import torch
 
-from espnet_moe.backbones.whisper import WhisperBackbone
+from espnet_moe.backbones.loading import load_backbone
+from espnet_moe.backbones.protocol import Backbone
 from espnet_moe.config import ConfigError, build_options, read_config
 from espnet_moe.decoding.decoder import SYSTEMS, DecodeOptions, Decoder
 from espnet_moe.decoding.routing import RoutingOptions
@@ -109,7 +110,7 @@ def load_decoder(
     place = _device(device)
     if router is not None:
         experts = _in_routers_order(router, experts, system, options.routing)
-    model = WhisperBackbone.from_pretrained(backbone, context)
+    model = load_backbone(backbone, context)
     _require_same_setting(model, experts)
     chooser = None if router is None else load_router(router, model.digest())
     found = load_experts(model, experts) if experts else None
@@ -151,7 +152,7 @@ def _in_routers_order(
     return {name: experts[name] for name in names}
 
 
-def _require_same_setting(model: WhisperBackbone, experts: Mapping[str, str]) -> None:
+def _require_same_setting(model: Backbone, experts: Mapping[str, str]) -> None:
     """Refuse experts that were trained with another tokenizer or context than this decode has."""
     problems, digest = [], model.tokens.digest()
     for name, folder in experts.items():

@@ -17,7 +17,7 @@ from espnet_moe.decoding.routing import Route, RoutingOptions, Truth, frame_mean
 from espnet_moe.experts.gates import Gates
 from espnet_moe.routing.families import is_of_experts, load_families
 from espnet_moe.routing.oracle import OracleRouter, membership_gates
-from espnet_moe.routing.pooling import FRAME_SAMPLES, hold_last, valid_frames
+from espnet_moe.routing.pooling import FRAME_SAMPLES, SAMPLE_RATE, hold_last, valid_frames
 from espnet_moe.routing.routers import Routed, Router, restrict
 from espnet_moe.routing.smoothing import smooth, viterbi
 from espnet_moe.routing.strategies import STRATEGIES, Strategy, StrategyOptions, build_strategy
@@ -149,10 +149,16 @@ class FramePlan:
         router: A frame-level one, in evaluation mode.
         options: Smoothing, gates, allowed languages.
         tokens_for: Languages that the backbone can be prompted with.
+        frame_samples: Samples from one encoder frame to the next.
     """
 
     def __init__(
-        self, system: str, router: Router, options: RoutingOptions, tokens_for: Sequence[str]
+        self,
+        system: str,
+        router: Router,
+        options: RoutingOptions,
+        tokens_for: Sequence[str],
+        frame_samples: int = FRAME_SAMPLES,
     ) -> None:
         if router.options.level != "frame":
             raise ConfigError(
@@ -161,6 +167,7 @@ class FramePlan:
             )
         self.router: Router | None = router
         self.cuts = system == "segment"
+        self.frame_samples = frame_samples
         self.options, self.smoothing = options, options.smoother()
         self.same = router.experts == router.languages
         _require_languages(router, options.allowed, tokens_for)
@@ -173,12 +180,14 @@ class FramePlan:
         """One look at the batch."""
         assert self.router is not None
         experts, languages = _allow(self.router(frames, lengths), self.router, self.options.allowed)
-        labels = smooth(languages, lengths, self.smoothing)
+        labels = smooth(languages, lengths, self.smoothing, self.frame_samples)
         posteriors = experts.softmax(-1)
         if self.options.frame_gates == "soft":
             weights = posteriors
         else:
-            chosen = labels if self.same else smooth(experts, lengths, self.smoothing)
+            chosen = labels
+            if not self.same:
+                chosen = smooth(experts, lengths, self.smoothing, self.frame_samples)
             weights = torch.nn.functional.one_hot(chosen, experts.size(-1)).float()
         # Frames behind the speech have no say of their own: they go with the last one.
         weights = hold_last(weights, lengths)
@@ -197,6 +206,7 @@ class FramePlan:
             labels,
             experts,
             lengths,
+            self.frame_samples,
         )
 
     def expert_of(self, route: Route, row: int, span: tuple[int, int], language: str) -> str:
@@ -204,7 +214,7 @@ class FramePlan:
         if self.same:
             return language
         assert route.expert_logits is not None
-        start, end = span[0] // FRAME_SAMPLES, -(-span[1] // FRAME_SAMPLES)
+        start, end = span[0] // self.frame_samples, -(-span[1] // self.frame_samples)
         posteriors = route.expert_logits[row, start:end].softmax(-1)
         return route.expert_names[int(posteriors.mean(0).argmax())]
 
@@ -214,18 +224,26 @@ class PausePlan(UtterancePlan):
 
     Stretches in turn that are decided alike are one piece again: a pause too many costs nothing.
     The decisions of an utterance are made together, where each change of language has its price.
+    A second of speech counts once: posteriors of long stretches weigh more, of short ones less.
 
     Args:
         router: Utterance-level, in evaluation mode.
         options: Pauses, price, allowed languages.
         tokens_for: Languages that the backbone can be prompted with.
+        frame_samples: Samples from one encoder frame to the next.
     """
 
     cuts = True
 
-    def __init__(self, router: Router, options: RoutingOptions, tokens_for: Sequence[str]) -> None:
+    def __init__(
+        self,
+        router: Router,
+        options: RoutingOptions,
+        tokens_for: Sequence[str],
+        frame_samples: int = FRAME_SAMPLES,
+    ) -> None:
         super().__init__("hard", router, options, tokens_for)
-        self.options = options
+        self.options, self.frame_samples = options, frame_samples
 
     def runs(self, routed: Sequence[tuple[Route, int]]) -> list[tuple[int, int, str, str]]:
         """Stretches of one utterance that belong together.
@@ -239,7 +257,14 @@ class PausePlan(UtterancePlan):
         assert self.router is not None
         posteriors = _rows([(route.posteriors, row) for route, row in routed])
         experts = _rows([(route.experts, row) for route, row in routed])
-        log = posteriors.clamp(min=1e-9).log()
+        seconds = torch.tensor(
+            [
+                float(route.lengths[row]) * self.frame_samples / SAMPLE_RATE
+                for route, row in routed
+                if route.lengths is not None
+            ]
+        )
+        log = posteriors.clamp(min=1e-9).log() * seconds.to(posteriors.device).unsqueeze(1)
         labels = viterbi(log, self.options.pause_penalty).tolist()
         found, start = [], 0
         for end in range(1, len(labels) + 1):
@@ -264,6 +289,7 @@ def build_plan(
     router: Router | None,
     options: RoutingOptions,
     tokens_for: Sequence[str],
+    frame_samples: int = FRAME_SAMPLES,
 ) -> Plan:
     """The plan of a system, everything checked.
 
@@ -273,6 +299,7 @@ def build_plan(
         router: Where the system has one.
         options: Settings of the decisions.
         tokens_for: Languages that the backbone can be prompted with.
+        frame_samples: Samples from one encoder frame to the next.
 
     Raises:
         UserError: For what the system lacks or cannot use.
@@ -298,9 +325,10 @@ def build_plan(
             f"{' '.join(experts)}: give each of the router's experts"
         )
     if system == "segment" and router.options.level == "utterance":
-        return PausePlan(router, options, tokens_for)
-    kind = FramePlan if system in ("frame", "segment") else UtterancePlan
-    return kind(system, router, options, tokens_for)
+        return PausePlan(router, options, tokens_for, frame_samples)
+    if system in ("frame", "segment"):
+        return FramePlan(system, router, options, tokens_for, frame_samples)
+    return UtterancePlan(system, router, options, tokens_for)
 
 
 def _require_languages(router: Router, allowed: Sequence[str], tokens_for: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 from espnet_moe.config import ConfigError
 from espnet_moe.errors import UserError
 from espnet_moe.experts.gates import Gates
-from espnet_moe.routing.pooling import valid_frames
+from espnet_moe.routing.pooling import FRAME_SAMPLES, valid_frames
 from espnet_moe.routing.smoothing import SmoothingOptions, segments
 
 Segment = tuple[float, float, str]  # start, end (seconds), language
@@ -110,6 +110,7 @@ class Route:
         labels: Frame level: ``(batch, frames)`` smoothed language numbers.
         expert_logits: Frame level: ``(batch, frames, experts)``, restricted.
         lengths: ``(batch,)`` frames that hold speech.
+        frame_samples: Samples from one frame to the next.
     """
 
     gates: Gates | None
@@ -122,6 +123,7 @@ class Route:
     labels: torch.Tensor | None = None
     expert_logits: torch.Tensor | None = None
     lengths: torch.Tensor | None = None
+    frame_samples: int = FRAME_SAMPLES
 
     def records(self) -> list[dict[str, Any]]:
         """What is told of every row's route; empty where no expert acts. Not for the hot path."""
@@ -149,7 +151,7 @@ class Route:
             return [[] for _ in self.languages]
         labels, lengths = self.labels.cpu(), self.lengths.tolist()
         return [
-            segments(row[: max(n, 1)], self.language_names)
+            segments(row[: max(n, 1)], self.language_names, self.frame_samples)
             for row, n in zip(labels, lengths, strict=True)
         ]
 

@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 import torch
@@ -23,7 +23,11 @@ class ExpertHost(Protocol):
     """What a backbone tells so that experts can be put into it."""
 
     @property
-    def hf(self) -> nn.Module:
+    def default_targets(self) -> tuple[str, ...]:
+        """Targets where the options name none."""
+
+    @property
+    def network(self) -> nn.Module:
         """The model whose module names are the experts' target names."""
 
     def layer_of(self, name: str) -> tuple[str, int] | None:
@@ -35,8 +39,10 @@ class LoRAOptions:
     r"""Which layers get LoRA experts, and how large.
 
     Attributes:
-        targets: Names of linear layers: the last part of the module name (``q_proj``), or a regular
-            expression for the whole name where it holds a dot (``.*encoder_attn\.k_proj``).
+        targets: Names of linear layers: the last part of the module name (``q_proj``) or, with
+            dots, its last parts (``cgmlp.channel_proj2``) or a regular expression for the whole
+            (``.*encoder_attn\.k_proj``); ``all-linear`` for every one in a layer. None: the
+            backbone's default, the attentions' queries and values.
         where: ``encoder``, ``decoder`` or ``both``.
         first_layer: Encoder layer ``k`` from which on experts act; the router reads below it.
         rank: Rank of the updates.
@@ -44,7 +50,7 @@ class LoRAOptions:
         dropout: On the input of the updates, in training.
     """
 
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    targets: tuple[str, ...] = ()
     where: str = "both"
     first_layer: int = 0
     rank: int = 16
@@ -64,8 +70,6 @@ class LoRAOptions:
             wrong.append(f"dropout is in [0, 1), not {self.dropout}")
         if self.first_layer < 0:
             wrong.append(f"first_layer is 0 or more, not {self.first_layer}")
-        if not self.targets:
-            wrong.append("targets names at least one layer, e.g. q_proj v_proj")
         if wrong:
             raise ExpertError("; ".join(wrong))
 
@@ -76,25 +80,36 @@ def find_targets(host: ExpertHost, options: LoRAOptions) -> list[str]:
     Raises:
         ExpertError: Where a target matches nothing; the message lists what exists.
     """
-    linear = [n for n, m in host.hf.named_modules() if isinstance(m, nn.Linear | LoRALinear)]
+    linear = [n for n, m in host.network.named_modules() if isinstance(m, nn.Linear | LoRALinear)]
     linear = [n for n in linear if not n.endswith(".base") and host.layer_of(n) is not None]
     chosen, unmatched = set(), []
-    for target in options.targets:
+    for target in options.targets or host.default_targets:
         hits = [n for n in linear if _matches(target, n)]
         chosen.update(hits)
         if not hits:
             unmatched.append(target)
     if unmatched:
-        known = sorted({n.rsplit(".", 1)[-1] for n in linear})
+        known = sorted({_short(n) for n in linear})
         raise ExpertError(
             f"no linear layer is named {', '.join(unmatched)}; targets of this backbone: "
-            f"{' '.join(known)} (or a regular expression for a whole name, like {linear[0]})"
+            f"{' '.join(known)} (or all-linear, or a regular expression for a whole name, like "
+            f"{linear[0]})"
         )
     return [n for n in linear if n in chosen and _is_inside(host, n, options)]
 
 
+def _short(name: str) -> str:
+    """The last part of a name; of a numbered module (in a Sequential) the last two."""
+    parts = name.split(".")
+    return ".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
+
+
 def _matches(target: str, name: str) -> bool:
+    if target == "all-linear":
+        return True
     if "." in target:
+        if name.endswith(f".{target}"):
+            return True
         try:
             return re.fullmatch(target, name) is not None
         except re.error as error:
@@ -137,14 +152,18 @@ class ExpertSet:
             raise ExpertError(f"experts need names, each once; these are: {', '.join(self.names)}")
         if not isinstance(options, Mapping):
             options = dict.fromkeys(self.names, options)
-        self.options = {name: options[name] for name in self.names}
+        # What was left to the backbone is named from here on: in the files of an expert, too.
+        self.options = {
+            name: replace(own, targets=own.targets or host.default_targets)
+            for name, own in ((name, options[name]) for name in self.names)
+        }
         self._require_same_layers()
         first = self.options[self.names[0]]
-        host.hf.requires_grad_(False)
+        host.network.requires_grad_(False)
         self.layers: dict[str, LoRALinear] = {}
         for name in find_targets(host, first):
             parent_name, _, leaf = name.rpartition(".")
-            parent = host.hf.get_submodule(parent_name)
+            parent = host.network.get_submodule(parent_name)
             base = getattr(parent, leaf)
             if isinstance(base, LoRALinear):
                 raise ExpertError(f"{name} holds experts already: a backbone takes one expert set")
@@ -170,7 +189,7 @@ class ExpertSet:
         """Take the experts out of their backbone: its own layers come back."""
         for name, layer in self.layers.items():
             parent_name, _, leaf = name.rpartition(".")
-            setattr(host.hf.get_submodule(parent_name), leaf, layer.base)
+            setattr(host.network.get_submodule(parent_name), leaf, layer.base)
 
     def _require_same_layers(self) -> None:
         def place(o: LoRAOptions) -> dict[str, object]:

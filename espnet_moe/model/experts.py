@@ -8,15 +8,14 @@ import torch.nn.functional as F
 from espnet2.asr.specaug.abs_specaug import AbsSpecAug
 from espnet2.torch_utils.device_funcs import force_gatherable
 
-from espnet_moe.backbones.whisper import Encoded, WhisperBackbone
+from espnet_moe.backbones.attention import Encoded
+from espnet_moe.backbones.protocol import IGNORE, Backbone
 from espnet_moe.config import ConfigError
 from espnet_moe.decoding.search import SearchOptions, search
 from espnet_moe.experts.expert_set import ExpertSet
 from espnet_moe.experts.gates import Gates, use_gates
 from espnet_moe.model.trained import TrainedModel, share_of_mean
 from espnet_moe.routing.oracle import OracleRouter
-
-IGNORE = -100
 
 
 class ESPnetMoEModel(TrainedModel):
@@ -28,19 +27,19 @@ class ESPnetMoEModel(TrainedModel):
         router: Says which experts a row gets.
         specaug: ESPnet's SpecAugment, or ``None``.
         split_layer: Encoder layer ``k`` below which the router reads and no expert acts.
-        label_smoothing: Of the cross-entropy, in [0, 1).
+        label_smoothing: Of the cross-entropy, in [0, 1); ``None`` leaves it to the backbone.
         precision: ``fp32``, ``bf16`` or ``fp16`` arithmetic; the parameters stay fp32.
         gradient_checkpointing: Recompute layers in backward instead of keeping their activations.
     """
 
     def __init__(
         self,
-        backbone: WhisperBackbone,
+        backbone: Backbone,
         experts: ExpertSet,
         router: Any = None,
         specaug: AbsSpecAug | None = None,
         split_layer: int = 0,
-        label_smoothing: float = 0.0,
+        label_smoothing: float | None = None,
         precision: str = "fp32",
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -59,6 +58,8 @@ class ESPnetMoEModel(TrainedModel):
         text_lengths: torch.Tensor,
         language: torch.Tensor,
         weight: torch.Tensor | None = None,
+        text_ctc: torch.Tensor | None = None,
+        text_ctc_lengths: torch.Tensor | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
         """Loss of a batch.
@@ -70,17 +71,21 @@ class ESPnetMoEModel(TrainedModel):
             text_lengths: ``(batch,)``.
             language: ``(batch, 1)`` index into the backbone's languages.
             weight: ``(batch, 1)`` how much an utterance counts, or ``None`` for one each.
+            text_ctc: ``(batch, tokens)`` transcripts of the CTC branch, where they are others.
+            text_ctc_lengths: ``(batch,)``; 0 leaves a row out of the CTC loss.
 
         Returns:
-            Loss, statistics (``loss``, ``acc`` in percent, in validation also ``wer`` where it is
-            measured), and the number of utterances.
+            Loss, statistics (``loss``, ``acc`` in percent, with a CTC branch ``loss_att`` and
+            ``loss_ctc``, in validation also ``wer`` where it is measured), and the number of
+            utterances.
         """
         codes = [self.backbone.tokens.languages[i] for i in language[:, 0].tolist()]
         gates = self.router.gates(codes, self.experts.names, speech.device)
         prompt = self.backbone.tokens.prompt(codes).to(speech.device)
         with self.autocast(speech.device):
             encoded = self.encode(speech, speech_lengths, gates)
-        loss, stats = self.transcribe(encoded, gates, prompt, text, text_lengths, weight)
+        ctc = None if text_ctc is None else (text_ctc, text_ctc_lengths)
+        loss, stats = self.transcribe(encoded, gates, prompt, text, text_lengths, weight, ctc)
         stats = {"loss": loss.detach(), **stats}
         gathered: tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]
         gathered = force_gatherable((loss, stats, speech.size(0)), loss.device)
@@ -101,8 +106,9 @@ class ESPnetMoEModel(TrainedModel):
         text: torch.Tensor,
         text_lengths: torch.Tensor,
         weight: torch.Tensor | None = None,
+        ctc: tuple[torch.Tensor, torch.Tensor | None] | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Cross-entropy of the transcripts.
+        """The backbone's loss of the transcripts: its decoder's, and its CTC branch's if any.
 
         Args:
             encoded: The encoder's output.
@@ -111,43 +117,45 @@ class ESPnetMoEModel(TrainedModel):
             text: ``(batch, tokens)``.
             text_lengths: ``(batch,)``.
             weight: ``(batch, 1)`` or ``None``.
+            ctc: Transcripts ``(batch, tokens)`` of the CTC branch and their lengths ``(batch,)``;
+                ``None`` for the same.
 
         Returns:
-            The loss, a mean over all processes' tokens once it is averaged by rows, and ``acc``
-            (and ``wer``) in percent.
+            The loss, a mean over all processes' tokens or rows once it is averaged by rows, its
+            parts, and ``acc`` (and ``wer``) in percent.
         """
         tokens, target = self._targets(prompt, text, text_lengths)
         with self.autocast(text.device), use_gates(gates):
-            logits = self.backbone.decode(tokens, encoded)[:, prompt.size(1) - 1 :]
+            logits = self.backbone.decode(tokens, encoded)[:, -target.size(1) :]
         logits = logits.float()
         counted = target != IGNORE
         share = share_of_mean(counted.sum(), len(text))
-        loss = share * self._cross_entropy(logits, target, weight)
+        loss = self.backbone.attention_loss(logits, target, self.smoothing, weight)
+        if self.backbone.token_mean:
+            loss = share * loss
         right = (logits.argmax(-1) == target) & counted
         stats = {"acc": share * 100.0 * right.sum() / counted.sum()}
+        if (branch := self.backbone.ctc_weight) > 0:
+            spoken, lengths = (text, text_lengths) if ctc is None else ctc
+            assert lengths is not None
+            with self.autocast(text.device):
+                of_ctc = self.backbone.ctc_loss(encoded, spoken, lengths, weight)
+            of_ctc = share_of_mean((lengths > 0).sum(), len(text)) * of_ctc
+            stats |= {"loss_att": loss.detach(), "loss_ctc": of_ctc.detach()}
+            loss = branch * of_ctc + (1 - branch) * loss
         if self.measure_wer and not self.training:
             wer = self._wer(encoded, prompt, gates, text, text_lengths)
             stats["wer"] = torch.tensor(wer, device=loss.device)
         return loss, stats
 
-    def _cross_entropy(
-        self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Mean over the tokens of ``logits (batch, tokens, vocabulary)``, each times its row's."""
-        flat, classes = logits.flatten(0, 1), target.flatten()
-        if weight is None:
-            return F.cross_entropy(
-                flat, classes, ignore_index=IGNORE, label_smoothing=self.smoothing
-            )
-        each = F.cross_entropy(
-            flat, classes, ignore_index=IGNORE, label_smoothing=self.smoothing, reduction="none"
-        )
-        return (each.view_as(target) * weight).sum() / (target != IGNORE).sum()
-
     def _targets(
         self, prompt: torch.Tensor, text: torch.Tensor, lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decoder input ``(batch, prompt + tokens)`` and target ``(batch, tokens + 1)``."""
+        """Decoder input ``(batch, prompt + tokens)`` and target.
+
+        The target ``(batch, said + tokens + 1)`` ends with the end token, and begins with as much
+        of the prompt's end as the backbone says itself.
+        """
         end = self.backbone.tokens.end_id
         text = text[:, : int(lengths.max())]
         room = self.backbone.max_target_length - prompt.size(1)
@@ -160,7 +168,8 @@ class ESPnetMoEModel(TrainedModel):
         text = text.masked_fill(~valid, end)
         target = F.pad(text.masked_fill(~valid, IGNORE), (0, 1), value=IGNORE)
         target.scatter_(1, lengths.unsqueeze(1), end)
-        return torch.cat([prompt, text], dim=1), target
+        said = prompt[:, prompt.size(1) - self.backbone.tokens.target_prompt :]
+        return torch.cat([prompt, text], dim=1), torch.cat([said, target], dim=1)
 
     @torch.no_grad()
     def _wer(

@@ -8,7 +8,7 @@ import torch
 from espnet2.asr.specaug.abs_specaug import AbsSpecAug
 from espnet2.torch_utils.device_funcs import force_gatherable
 
-from espnet_moe.backbones.whisper import WhisperBackbone
+from espnet_moe.backbones.protocol import Backbone
 from espnet_moe.config import ConfigError
 from espnet_moe.experts.expert_set import ExpertSet
 from espnet_moe.experts.gates import Gates, use_gates
@@ -82,7 +82,8 @@ class JointModel(ESPnetMoEModel):
         router: The network that mixes them.
         specaug: ESPnet's SpecAugment, or ``None``.
         joint: Gates and auxiliary losses.
-        label_smoothing: Of the transcripts' cross-entropy, in [0, 1).
+        label_smoothing: Of the transcripts' cross-entropy, in [0, 1); ``None`` leaves it to the
+            backbone.
         precision: ``fp32``, ``bf16`` or ``fp16`` arithmetic; the parameters stay fp32.
         gradient_checkpointing: Recompute layers in backward instead of keeping their activations.
 
@@ -92,12 +93,12 @@ class JointModel(ESPnetMoEModel):
 
     def __init__(
         self,
-        backbone: WhisperBackbone,
+        backbone: Backbone,
         experts: ExpertSet,
         router: Router,
         specaug: AbsSpecAug | None = None,
         joint: JointOptions | None = None,
-        label_smoothing: float = 0.0,
+        label_smoothing: float | None = None,
         precision: str = "fp32",
         gradient_checkpointing: bool = False,
     ) -> None:

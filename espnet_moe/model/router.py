@@ -9,7 +9,8 @@ from espnet2.asr.specaug.abs_specaug import AbsSpecAug
 from espnet2.torch_utils.device_funcs import force_gatherable
 from torch import nn
 
-from espnet_moe.backbones.whisper import Encoded, WhisperBackbone
+from espnet_moe.backbones.attention import Encoded
+from espnet_moe.backbones.protocol import Backbone
 from espnet_moe.config import ConfigError
 from espnet_moe.model.trained import TrainedModel, share_of_mean
 from espnet_moe.routing.augment import crop, splice
@@ -95,7 +96,7 @@ class RouterModel(TrainedModel):
 
     def __init__(
         self,
-        backbone: WhisperBackbone,
+        backbone: Backbone,
         router: Router,
         specaug: AbsSpecAug | None = None,
         augment: AugmentOptions | None = None,
@@ -138,7 +139,7 @@ class RouterModel(TrainedModel):
         if rows is not None:
             rows = fit_frames(rows, lower.hidden.size(1))
         loss, stats = routing_loss(
-            routed, lower.spoken, languages, memberships, weight, self.smoothing, rows
+            routed, lower.spoken, languages, memberships, weight, self.smoothing or 0.0, rows
         )
         stats = {"loss": loss.detach(), **stats}
         gathered: tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]
@@ -169,6 +170,7 @@ class RouterModel(TrainedModel):
                 options.splice_share,
                 draw,
                 options.cross_fade,
+                self.backbone.frame_samples,
             )
         if torch.rand((), generator=draw) < options.crop_share:
             low, high = options.crop_seconds

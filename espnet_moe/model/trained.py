@@ -8,7 +8,7 @@ import torch
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import nn
 
-from espnet_moe.backbones.whisper import WhisperBackbone
+from espnet_moe.backbones.protocol import Backbone
 from espnet_moe.config import ConfigError
 from espnet_moe.routing.losses import global_sum
 
@@ -23,16 +23,17 @@ class TrainedModel(AbsESPnetModel):
 
     Args:
         backbone: The foundation model.
-        label_smoothing: Of the cross-entropy in training, in [0, 1).
+        label_smoothing: Of the cross-entropy in training, in [0, 1); ``None`` leaves it to the
+            backbone.
         precision: ``fp32``, ``bf16`` or ``fp16`` arithmetic; the parameters stay fp32.
     """
 
-    def __init__(self, backbone: WhisperBackbone, label_smoothing: float, precision: str) -> None:
+    def __init__(self, backbone: Backbone, label_smoothing: float | None, precision: str) -> None:
         super().__init__()
         if precision not in PRECISIONS:
             legal = ", ".join(PRECISIONS)
             raise ConfigError(f"precision '{precision}' is unknown: choose one of {legal}")
-        if not 0 <= label_smoothing < 1:
+        if label_smoothing is not None and not 0 <= label_smoothing < 1:
             raise ConfigError(f"model_conf: label_smoothing is in [0, 1), not {label_smoothing}")
         self.backbone = backbone
         self.label_smoothing = label_smoothing
@@ -45,9 +46,9 @@ class TrainedModel(AbsESPnetModel):
         return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
     @property
-    def smoothing(self) -> float:
-        """Label smoothing that holds now: none in validation."""
-        return self.label_smoothing if self.training else 0.0
+    def smoothing(self) -> float | None:
+        """Label smoothing that holds now: what is set holds in training, not in validation."""
+        return self.label_smoothing if self.training or self.label_smoothing is None else 0.0
 
     def collect_feats(self, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
         """Not used: shapes are collected without a model (stage 4)."""

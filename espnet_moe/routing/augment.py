@@ -45,6 +45,7 @@ def splice(
     share: float,
     generator: torch.Generator | None = None,
     cross_fade: float = 0.02,
+    frame_samples: int = FRAME_SAMPLES,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Replace a share of the rows by pieces of two or three rows joined, the first its own.
 
@@ -56,9 +57,10 @@ def splice(
         share: Probability that a row is replaced.
         generator: Source of the draws; the global one if ``None``.
         cross_fade: Seconds over which neighbours overlap; at most half of the shorter one.
+        frame_samples: Samples from one encoder frame to the next.
 
     Returns:
-        Speech, lengths, and labels ``(batch, frames)`` of the encoder's 20 ms frames: that of the
+        Speech, lengths, and labels ``(batch, frames)`` of the encoder's frames: that of the
         piece which a frame's middle is in, a piece ending in the middle of its cross-fade, and
         :data:`~espnet_moe.routing.losses.IGNORE` behind a row's end.
     """
@@ -73,9 +75,9 @@ def splice(
         changes.append((bounds, sources))
     new_lengths = torch.tensor([len(r) for r in rows], device=lengths.device, dtype=lengths.dtype)
     joined = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    counts = frames_of(new_lengths)
+    counts = frames_of(new_lengths, frame_samples)
     frames = int(counts.max())
-    middles = torch.arange(frames, device=labels.device) * FRAME_SAMPLES + FRAME_SAMPLES // 2
+    middles = torch.arange(frames, device=labels.device) * frame_samples + frame_samples // 2
     of_frames = torch.stack(
         [
             labels[torch.tensor(sources, device=labels.device)][

@@ -4,18 +4,19 @@ import torch
 
 from espnet_moe.errors import UserError
 
-FRAME_SECONDS = 0.02
-FRAME_SAMPLES = 320  # at 16 kHz
+SAMPLE_RATE = 16000
+FRAME_SAMPLES = 320  # of Whisper's encoder frames, 20 ms
 POOLINGS = ("mean", "mean_std")
 _SMALLEST_VARIANCE = 1e-10  # the root of zero has no gradient
 
 
-def frames_of(samples: torch.Tensor) -> torch.Tensor:
+def frames_of(samples: torch.Tensor, frame_samples: int = FRAME_SAMPLES) -> torch.Tensor:
     """Encoder frames ``(batch,)`` that hold speech in rows of ``samples (batch,)`` at 16 kHz.
 
-    An encoder that pads to 30 s returns more of them; those behind are silence.
+    An encoder that pads to 30 s returns more of them; those behind are silence. One without
+    padding at its convolutions returns a frame or two less.
     """
-    return (samples + FRAME_SAMPLES - 1) // FRAME_SAMPLES
+    return (samples + frame_samples - 1) // frame_samples
 
 
 def valid_frames(lengths: torch.Tensor, frames: int) -> torch.Tensor:

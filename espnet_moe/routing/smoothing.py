@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from espnet_moe.errors import UserError
-from espnet_moe.routing.pooling import FRAME_SECONDS, valid_frames
+from espnet_moe.routing.pooling import FRAME_SAMPLES, SAMPLE_RATE, valid_frames
 
 METHODS = ("none", "median", "viterbi")
 LONGEST = 30.0  # seconds: what an encoder takes
@@ -22,7 +22,8 @@ class SmoothingOptions:
         method: ``none``; ``median`` of each language's posterior over a window; ``viterbi``: the
             best path where every change of language costs something.
         window: Seconds of the median's window.
-        switch_penalty: What a change costs on a Viterbi path, in nats.
+        switch_penalty: What a change costs on a Viterbi path, in nats, where every 20 ms count
+            once: with longer frames each counts for as many.
         resolution: Seconds between the moments at which a Viterbi path may change.
     """
 
@@ -48,27 +49,34 @@ class SmoothingOptions:
             raise UserError(f"smoothing: {'; '.join(problems)}")
 
 
-def smooth(logits: torch.Tensor, lengths: torch.Tensor, options: SmoothingOptions) -> torch.Tensor:
+def smooth(
+    logits: torch.Tensor,
+    lengths: torch.Tensor,
+    options: SmoothingOptions,
+    frame_samples: int = FRAME_SAMPLES,
+) -> torch.Tensor:
     """Decide the language of every frame.
 
     Args:
         logits: ``(batch, frames, languages)``; minus infinity rules a language out.
         lengths: ``(batch,)`` valid frames.
         options: The method.
+        frame_samples: Samples from one frame to the next.
 
     Returns:
         ``(batch, frames)`` language numbers; a row's last one is repeated behind its end.
     """
     frames = logits.size(1)
-    log = logits.detach().float().log_softmax(-1)
+    log, seconds = logits.detach().float().log_softmax(-1), frame_samples / SAMPLE_RATE
     if options.method == "viterbi":
         inside = valid_frames(lengths, frames)
-        step = max(1, round(options.resolution / FRAME_SECONDS))
+        step = max(1, round(options.resolution / seconds))
+        log = log * (frame_samples / FRAME_SAMPLES)
         log = F.pad(log.masked_fill(~inside.unsqueeze(2), 0.0), (0, 0, 0, -frames % step))
         path = _viterbi(log.unflatten(1, (-1, step)).sum(2), options.switch_penalty)
         return path.repeat_interleave(step, dim=1)[:, :frames].to(logits.device)
     if options.method == "median":
-        window = round(options.window / FRAME_SECONDS)
+        window = round(options.window / seconds)
         tracks = _median(log.exp().transpose(1, 2), lengths.unsqueeze(1), window)
         labels = tracks.argmax(1)
     else:
@@ -140,12 +148,15 @@ def _viterbi(log_probs: torch.Tensor, switch_penalty: float) -> torch.Tensor:
     return torch.from_numpy(path.T.copy())
 
 
-def segments(labels: torch.Tensor, names: Sequence[str]) -> list[tuple[float, float, str]]:
+def segments(
+    labels: torch.Tensor, names: Sequence[str], frame_samples: int = FRAME_SAMPLES
+) -> list[tuple[float, float, str]]:
     """Runs of equal labels.
 
     Args:
         labels: ``(frames,)`` without padding.
         names: What the labels stand for.
+        frame_samples: Samples from one frame to the next.
 
     Returns:
         Start and end in seconds, and name, of each run in turn.
@@ -154,7 +165,7 @@ def segments(labels: torch.Tensor, names: Sequence[str]) -> list[tuple[float, fl
     start, values = 0, labels.tolist()
     for i in range(1, len(values) + 1):
         if i == len(values) or values[i] != values[start]:
-            begin, end = round(start * FRAME_SECONDS, 2), round(i * FRAME_SECONDS, 2)
+            begin, end = (round(n * frame_samples / SAMPLE_RATE, 2) for n in (start, i))
             found.append((begin, end, names[values[start]]))
             start = i
     return found

@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import WhisperFeatureExtractor
 
-from espnet_moe.backbones.whisper import Encoded, WhisperBackbone, WhisperOptions
+from espnet_moe.backbones.attention import Encoded
+from espnet_moe.backbones.loading import BackboneOptions
+from espnet_moe.backbones.whisper import WhisperBackbone
 from espnet_moe.errors import UserError
 
 SECONDS = (1.1, 0.43, 1.7)
@@ -142,7 +144,7 @@ def test_unknown_context_and_missing_path(make_backbone):
     with pytest.raises(UserError, match="'short' is unknown: choose one of variable, padded"):
         make_backbone("short")
     with pytest.raises(UserError, match="needs path"):
-        WhisperOptions().build()
+        BackboneOptions().build()
 
 
 @torch.no_grad()

@@ -198,8 +198,8 @@ def test_no_layer_left(backbone):
 
 def test_wrong_options_are_named_together():
     with pytest.raises(ExpertError) as error:
-        LoRAOptions((), "middle", -1, 0, -2.0, 1.5)
-    for word in ("targets", "'middle'", "first_layer", "rank", "alpha", "dropout"):
+        LoRAOptions(("q_proj",), "middle", -1, 0, -2.0, 1.5)
+    for word in ("'middle'", "first_layer", "rank", "alpha", "dropout"):
         assert word in str(error.value)
 
 

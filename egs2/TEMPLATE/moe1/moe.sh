@@ -39,7 +39,7 @@ max_wav_duration=30             # seconds; longer utterances are left out
 allow_bad_test_audio=false      # leave bad audio out of test sets, instead of an error
 codeswitch_config=              # makes code-switched test sets; empty: none, e.g. conf/codeswitch.yaml
 ## Backbone
-backbone=                       # folder, .pt file or hub name of a Whisper model
+backbone=                       # Whisper or OWSM: a folder, a .pt or .zip file, or a hub name
 context=variable                # encoder input: variable (its own length) or padded (30 s)
 embedding_layer=0               # encoder layer of the embeddings that are clustered
 embedding_pooling=mean          # mean or mean_std, over the frames of an utterance
@@ -119,7 +119,7 @@ check_options() {
             fi
         done
         if [ -z "$backbone" ] && { wanted 5 || wanted 7 || wanted 8 || wanted 9 || wanted 10; }; then
-            problems+=("--backbone is needed: a folder, a .pt file or a hub name")
+            problems+=("--backbone is needed: a folder, a .pt or .zip file, or a hub name")
         fi
     fi
     complain "${problems[@]}"
@@ -155,6 +155,7 @@ fi
 several_gpus=$([ "$ngpu" -le 1 ] || echo "--multiprocessing_distributed true")
 inference_gpus=$([ $has_gpu = true ] && [ "$gpu_inference" = true ] && echo 1 || echo 0)
 
+mkdir -p "$expdir/log"
 run_stage 1 "corpora to data dirs in $datadir" corpora_to_data_dirs
 run_stage 2 "audio of $datadir to $raw" audio_formatting
 run_stage 3 "sets of each language in $raw" sets_of_languages

@@ -54,7 +54,7 @@ expert_assignment() { # stage 6
 
 # What all trainings have in common.
 common() {
-    echo "--backbone whisper --backbone_conf path=$backbone --backbone_conf context=$context" \
+    echo "--backbone_conf path=$backbone --backbone_conf context=$context" \
         "$several_gpus --ngpu $ngpu"
 }
 
