@@ -90,12 +90,21 @@ def config(width: int = 32, layers: int = 2, **changes: Any) -> dict[str, Any]:
     return made
 
 
-def write_owsm(folder: Path, texts: list[str], **changes: Any) -> Path:
-    """Write config, weights (random), SentencePiece model and statistics."""
+def write_owsm(folder: Path, texts: list[str], vocabulary: int = 0, **changes: Any) -> Path:
+    """Write config, weights (random), SentencePiece model and statistics.
+
+    Args:
+        folder: Where.
+        texts: That the SentencePiece model is trained on.
+        vocabulary: Tokens in all; those that no text has are filled up with.
+        changes: Of the configuration, part by part.
+    """
     from espnet_moe.backbones.owsm_loading import build_s2t, read_owsm_config
 
     folder.mkdir(parents=True, exist_ok=True)
     model, token_list = train_bpe(texts)
+    filler = [f"▁filler{i}" for i in range(vocabulary - len(token_list))]
+    token_list = [*token_list[:-3], *filler, *token_list[-3:]]
     (folder / "bpe.model").write_bytes(model)
     mels = changes.get("frontend_conf", {}).get("n_mels", 80)
     frames = np.random.default_rng(0).normal(-8.0, 4.0, (500, mels))

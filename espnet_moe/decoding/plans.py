@@ -257,14 +257,9 @@ class PausePlan(UtterancePlan):
         assert self.router is not None
         posteriors = _rows([(route.posteriors, row) for route, row in routed])
         experts = _rows([(route.experts, row) for route, row in routed])
-        seconds = torch.tensor(
-            [
-                float(route.lengths[row]) * self.frame_samples / SAMPLE_RATE
-                for route, row in routed
-                if route.lengths is not None
-            ]
-        )
-        log = posteriors.clamp(min=1e-9).log() * seconds.to(posteriors.device).unsqueeze(1)
+        frames = _rows([(route.lengths, row) for route, row in routed])
+        seconds = frames * self.frame_samples / SAMPLE_RATE
+        log = posteriors.clamp(min=1e-9).log() * seconds.unsqueeze(1)
         labels = viterbi(log, self.options.pause_penalty).tolist()
         found, start = [], 0
         for end in range(1, len(labels) + 1):

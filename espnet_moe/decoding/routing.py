@@ -40,7 +40,8 @@ class RoutingOptions:
         pause_depth: ``segment`` with an utterance-level router: how much quieter than the speech
             around it a pause is at which the utterance may be cut, dB.
         pause_spacing: Likewise: seconds between two such cuts, at least.
-        pause_penalty: Likewise: what a change of language at a pause costs, in nats.
+        pause_penalty: Likewise: what a change of language at a pause costs, in nats, where a second
+            of speech counts once.
         window_margin: Seconds by which the windows of a long recording stay under the backbone's
             limit.
     """
@@ -60,7 +61,7 @@ class RoutingOptions:
     snap: float = 0.3
     pause_depth: float = 12.0
     pause_spacing: float = 0.8
-    pause_penalty: float = 1.0
+    pause_penalty: float = 4.0
     window_margin: float = 0.5
 
     def __post_init__(self) -> None:

@@ -11,7 +11,8 @@ from espnet_moe.bin import decode as command
 from espnet_moe.config import ConfigError
 from espnet_moe.decoding.decoder import DecodeOptions, Decoder
 from espnet_moe.decoding.parts import Part, join_hypotheses, join_records
-from espnet_moe.decoding.routing import RoutingOptions
+from espnet_moe.decoding.plans import PausePlan
+from espnet_moe.decoding.routing import Route, RoutingOptions
 from espnet_moe.decoding.search import Hypothesis, SearchOptions, search
 from espnet_moe.decoding.windows import stretches
 from espnet_moe.errors import UserError
@@ -407,3 +408,22 @@ def test_router_of_another_base_or_layer_or_with_other_experts(tiny_folder, trai
     save_router(trained / "other", mute, digest, {})
     with pytest.raises(UserError, match=r"no token for language\(s\) zz"):
         run(tiny_folder, trained, *hard)
+
+
+def test_a_second_of_speech_counts_once():
+    """A long sentence between two of another language is a piece, a word as sure of it is not."""
+    options = RoutingOptions(pause_penalty=4.0)
+    plan = PausePlan(make_router(), options, NAMES, frame_samples=640)
+    sure = torch.tensor([[0.05, 0.9, 0.05]]).log().softmax(-1)
+
+    def stretch(code, seconds):
+        posteriors = sure.roll(NAMES.index(code) - 1, dims=1)
+        frames = torch.tensor([round(seconds * 16000 / 640)])
+        return Route(None, [code], experts=posteriors, posteriors=posteriors, lengths=frames), 0
+
+    def pieces(middle):
+        found = plan.runs([stretch("hi", 3.0), stretch("it", middle), stretch("hi", 3.0)])
+        return [(first, last, language) for first, last, language, _ in found]
+
+    assert pieces(4.0) == [(0, 1, "hi"), (1, 2, "it"), (2, 3, "hi")]
+    assert pieces(0.5) == [(0, 3, "hi")]
