@@ -166,6 +166,9 @@ class _RowGates:
 class _Search:
     """What greedy and beam search share: the caches, the gates of the rows, leaving utterances."""
 
+    #: Whether the tokens that are not ruled out have all of the probability.
+    renormalised = True
+
     def __init__(
         self,
         backbone: DecodingBackbone,
@@ -199,10 +202,12 @@ class _Search:
             self.gates.follow(self.state.attention)
         with use_gates(self.gates.rows):
             logits = self.backbone.step(self.next, self.state).float()
-        logp = logits.log_softmax(-1).index_fill(1, self.banned, -torch.inf)
+        if not self.renormalised:
+            logits = logits.log_softmax(-1)
+        logits = logits.index_fill(1, self.banned, -torch.inf)
         if self.next.size(1) > 1:  # the prompt: what comes is the first token
-            logp = logp.index_fill(1, self.banned_first, -torch.inf)
-        return logp
+            logits = logits.index_fill(1, self.banned_first, -torch.inf)
+        return logits.log_softmax(-1) if self.renormalised else logits
 
     def decode(self) -> list[Hypothesis]:
         """Run to the end."""
@@ -383,6 +388,8 @@ class _JointBeams(_Beams):
     to beat one that has ended above it: the search stops there, with the result that ESPnet has
     when it runs on.
     """
+
+    renormalised = False
 
     def __init__(
         self,
