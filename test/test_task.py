@@ -85,7 +85,7 @@ def test_print_config(monkeypatch):
     assert conf["expert_conf"]["rank"] == 16 and conf["backbone_conf"]["context"] == "variable"
     assert conf["scheduler_conf"]["total_steps"] == 5000 and conf["phase"] == "expert"
     # Whatever is shown must be accepted when it is given back.
-    assert conf["model_conf"] == {"label_smoothing": 0.0}
+    assert conf["model_conf"] == {"label_smoothing": None}
 
 
 def test_transcript_with_an_unknown_language(train_args, tmp_path, make_datadir):

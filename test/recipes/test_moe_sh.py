@@ -200,7 +200,7 @@ def test_the_whole_path_and_again(recipe: Recipe) -> None:
     train = recipe.line("train ", "--experts it ")
     for part in (
         "--config conf/train_expert.yaml --phase expert --experts it",
-        "--backbone whisper --backbone_conf path=hub/name",
+        "--backbone_conf path=hub/name",
         "--train_dir exp/assign_language/data/train_it",
         "--train_stats exp/assign_language/stats/train_it",
         "--valid_dir exp/assign_language/data/dev_it",
@@ -254,7 +254,7 @@ def test_the_mixture(recipe: Recipe) -> None:
     )
     router = recipe.line("train ", "--phase router", "utterance.yaml")
     for part in (
-        "--experts hi it --languages hi it --backbone whisper",
+        "--experts hi it --languages hi it --backbone_conf",
         "--train_dir exp/assign_language/data/train_router",
         "--output_dir exp/utterance",
     ):
