@@ -51,7 +51,12 @@ from espnet_moe.training_data import (
 # The one place where ESPnet looks schedulers up; children of DDP import this module again.
 abs_task.scheduler_classes["linearwarmupdecay"] = LinearWarmupDecay
 
-backbone_choices = ClassChoices("backbone", {"auto": BackboneOptions}, default="auto")
+backbone_choices = ClassChoices(
+    # What a path holds tells which; the name is for configurations written before there were two.
+    "backbone",
+    {"auto": BackboneOptions, "whisper": BackboneOptions},
+    default="auto",
+)
 expert_choices = ClassChoices("expert", {"lora": LoRAOptions}, default="lora")
 router_choices = ClassChoices("router", {"oracle": OracleRouter, **NETWORKS}, default="oracle")
 specaug_choices = ClassChoices(

@@ -42,7 +42,7 @@ def config(width: int = 32, layers: int = 2, **changes: Any) -> dict[str, Any]:
         "frontend": "default",
         "frontend_conf": {"fs": "16k", "n_fft": 512, "win_length": 400, "hop_length": 160},
         "specaug": "specaug",
-        "specaug_conf": {"apply_time_warp": False},
+        "specaug_conf": {"apply_time_warp": False, "time_mask_width_range": [0, 40]},
         "normalize": "global_mvn",
         "normalize_conf": {"stats_file": "exp/s2t_stats_raw_bpe/train/feats_stats.npz"},
         "encoder": "e_branchformer",

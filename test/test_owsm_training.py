@@ -96,6 +96,10 @@ def test_router_and_joint_phase(train):
         *(*layer, "--router", "cnn", "--router_conf", "level=frame"),
     )
     assert (frames / "router" / "router.json").exists()
+    # No utterance has a part in the CTC loss: neither alone nor in joint training.
+    folder = frames.parent / "data0"
+    utts = [line.split()[0] for line in (folder / "text").read_text("utf-8").splitlines()]
+    (folder / "text.ctc").write_text("".join(f"{u} <na>\n" for u in utts), "utf-8")
     joint = train(
         "joint",
         *("--phase", "joint", *common, *layer, "--router", "mlp"),
@@ -105,3 +109,7 @@ def test_router_and_joint_phase(train):
     kept = torch.load(joint / "valid.loss.best.pth", weights_only=True)
     assert any("lora_" in name for name in kept)
     assert not any("merge_proj.base" in name for name in kept)
+    state = torch.load(joint / "checkpoint.pth", weights_only=False)
+    stats = state["reporter"]["stats"][2]
+    assert stats["train"]["loss_ctc"] == 0.0
+    assert stats["valid"]["loss_ctc"] > 0.0

@@ -1,7 +1,7 @@
 """OWSM as a backbone: ESPnet's S2T model in lower layers, upper layers, decoder step, CTC.
 
 Encoder and teacher-forced decoder call ESPnet's own modules in ESPnet's own order, so that a batch
-without padding (which is all that ESPnet gives OWSM) has ESPnet's numbers to the bit. Two things
+padded to 30 s (which is all that ESPnet gives OWSM) has ESPnet's numbers to the bit. Two things
 are added: convolutions see zeros behind a row's end, so that a row does not depend on the batch it
 is in, and a decoder step with keys and values cached, where ESPnet projects the whole prefix and
 the whole encoder output anew at every step.
@@ -440,6 +440,7 @@ def _encoder_layer(block: Any, x: torch.Tensor, mask: torch.Tensor | None) -> to
         x = x + scale * drop(block.feed_forward_macaron(block.norm_ff_macaron(x)))
     normed = block.norm_mha(x)
     attended = drop(block.attn(normed, normed, normed, mask))
+    block.attn.attn = None  # ESPnet keeps the weights, (batch, heads, frames, frames) a layer
     mlp, unit = block.cgmlp, block.cgmlp.csgu
     # The gating unit's own forward, with its convolution kept from the padding.
     signal, gate = mlp.channel_proj1(block.norm_mlp(x)).chunk(2, dim=-1)
@@ -462,7 +463,9 @@ def _decoder_layer(
     memory: torch.Tensor,
     memory_mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    return block(x, causal, memory, memory_mask)[0]
+    out = block(x, causal, memory, memory_mask)[0]
+    block.self_attn.attn = block.src_attn.attn = None  # not kept: see the encoder's
+    return out
 
 
 def projections(attention: Any) -> Projections:

@@ -74,7 +74,9 @@ class OwsmTokens:
         found = {}
         for token in self.token_list:
             if re.fullmatch(r"<[a-z]{3}>", token) and token not in _NOT_LANGUAGES:
-                found[langcodes.standardize_tag(token[1:-1])] = token
+                code = langcodes.standardize_tag(token[1:-1])
+                # Two symbols may mean one language by today's standard (<tgl>, <fil>).
+                found[token[1:-1] if code in found else code] = token
         return dict(sorted(found.items()))
 
     @cached_property

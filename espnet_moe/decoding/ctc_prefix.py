@@ -50,17 +50,18 @@ class CtcPrefixScorer:
         blank: int,
         lead: int = 0,
     ) -> None:
-        # Sums over hundreds of frames are subtracted from one another: single precision would
-        # leave three digits.
-        self.log_probs = log_probs.double()
+        self.log_probs = log_probs  # of all utterances, to the end: copies of it would be large
+        self.utterances = torch.arange(len(log_probs), device=log_probs.device)
         self.lengths, self.beams, self.blank, self.lead = lengths, beams, blank, lead
         frames = log_probs.size(1)
-        silent = self.log_probs[:, :, blank].cumsum(1).t()  # (frames, utterances)
+        # Sums over hundreds of frames are subtracted from one another: single precision would
+        # leave three digits.
+        silent = log_probs[:, :, blank].double().cumsum(1).t()  # (frames, utterances)
         silent = silent.repeat_interleave(beams, dim=1)
         #: Per frame, spoken all with the last token or a blank as last symbol: (frames, 2, rows).
         self.forward = torch.stack([torch.full_like(silent, LOGZERO), silent], dim=1)
         rows = silent.size(1)
-        self.score = self.log_probs.new_zeros(rows)
+        self.score = silent.new_zeros(rows)
         self.last = torch.full((rows,), -1, device=log_probs.device)
         self.count = 0
         self.times = torch.arange(frames, device=log_probs.device)
@@ -79,10 +80,10 @@ class CtcPrefixScorer:
         """
         rows, n = ids.shape
         frames = self.log_probs.size(1)
-        wanted = ids.view(-1, 1, self.beams * n).expand(-1, frames, -1)
-        token = self.log_probs.gather(2, wanted)  # (utterances, frames, beams · n)
-        token = token.unflatten(2, (self.beams, n)).permute(1, 0, 2, 3).flatten(1, 2)
-        blank = self.log_probs[:, :, self.blank].t().repeat_interleave(self.beams, dim=1)
+        owner = self.utterances.repeat_interleave(self.beams)
+        times = torch.arange(frames, device=ids.device)
+        token = self.log_probs[owner[None, :, None], times[:, None, None], ids[None]].double()
+        blank = self.log_probs[:, :, self.blank].double().t()[:, owner]
         # Spoken so far at the frame before; a token after itself needs a blank between.
         before = torch.logsumexp(self.forward, dim=1).unsqueeze(2).expand(-1, -1, n)
         again = ids == self.last.unsqueeze(1)
@@ -110,7 +111,7 @@ class CtcPrefixScorer:
 
     def keep(self, utterances: torch.Tensor) -> None:
         """Go on with the utterances ``(n,)``; their rows are chosen by :meth:`select`."""
-        self.log_probs = self.log_probs.index_select(0, utterances)
+        self.utterances = self.utterances.index_select(0, utterances)
         self.lengths = self.lengths.index_select(0, utterances)
 
 

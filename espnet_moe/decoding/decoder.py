@@ -118,8 +118,9 @@ class Decoder:
         self.system = system or ("oracle" if experts else "baseline")
         if options.ctc_weight > 0 and backbone.ctc_weight == 0:
             raise ConfigError("ctc_weight is 0 for this backbone, which has no CTC branch")
+        self.tokens = backbone.tokens
         if options.predict_time:
-            backbone.tokens = backbone.tokens.with_timestamps()
+            self.tokens = backbone.tokens.with_timestamps()
         names = experts.names if experts else ()
         tokens_for = backbone.tokens.languages
         self.plan: Plan = build_plan(
@@ -181,14 +182,20 @@ class Decoder:
         """Encode, route and search one batch of parts; the results are put into them."""
         own = None if memberships is None else [memberships[p.owner] for p in parts]
         encoded, route = self._encode(parts, Truth([p.language for p in parts], own), spent)
-        prompts = self.backbone.tokens.prompt(route.languages)
+        prompts = self.tokens.prompt(route.languages)
         found = search(
-            self.backbone, encoded, prompts, self.options.search(), route.gates, route.first
+            self.backbone,
+            encoded,
+            prompts,
+            self.options.search(),
+            route.gates,
+            route.first,
+            self.tokens,
         )
         told = zip(parts, found, route.languages, route.records(), strict=True)
         for part, hypothesis, language, record in told:
             part.hypothesis, part.language, part.record = hypothesis, language, record
-            part.text = self.backbone.tokens.decode(hypothesis.tokens)
+            part.text = self.tokens.decode(hypothesis.tokens)
 
     def _encode(self, parts: list[Part], truth: Truth, spent: "_Spent") -> tuple[Encoded, Route]:
         """Encoder states with the experts in force, and the route that chose them."""
@@ -303,7 +310,7 @@ class Decoder:
         """
         if self.system not in ("baseline", "oracle"):
             return
-        self.backbone.tokens.prompt(languages)
+        self.tokens.prompt(languages)
         if self.experts is None or has_memberships:
             return
         if missing := sorted(set(languages) - set(self.experts.names)):

@@ -215,6 +215,10 @@ class FramePlan:
             return language
         assert route.expert_logits is not None
         start, end = span[0] // self.frame_samples, -(-span[1] // self.frame_samples)
+        # An encoder may have fewer frames than the samples would fill: behind them is padding.
+        if route.lengths is not None:
+            end = min(end, int(route.lengths[row]))
+        start = max(0, min(start, end - 1))
         posteriors = route.expert_logits[row, start:end].softmax(-1)
         return route.expert_names[int(posteriors.mean(0).argmax())]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from espnet_moe.backbones.attention import Encoded
-from espnet_moe.backbones.protocol import DecodingBackbone
+from espnet_moe.backbones.protocol import DecodingBackbone, Tokens
 from espnet_moe.decoding.ctc_prefix import CtcPrefixScorer, Extended
 from espnet_moe.errors import UserError
 from espnet_moe.experts.gates import Gates, use_gates
@@ -90,6 +90,7 @@ def search(
     options: SearchOptions,
     gates: Gates | None = None,
     first: torch.Tensor | None = None,
+    tokens: Tokens | None = None,
 ) -> list[Hypothesis]:
     """Decode a batch.
 
@@ -106,6 +107,7 @@ def search(
             ``None`` for the backbone alone.
         first: With gates a frame, those of the first step ``(batch, experts)``; without, the first
             frame's.
+        tokens: Say what may be said; the backbone's own if ``None``.
 
     Returns:
         The best hypothesis of each row.
@@ -116,7 +118,8 @@ def search(
     if options.beam_size > 1:
         run = _JointBeams if options.ctc_weight > 0 else _Beams
     rows = _RowGates(gates, first, options.beam_size)
-    return run(backbone, encoded, prompts, options, rows, limit).decode()
+    own: Tokens = backbone.tokens if tokens is None else tokens
+    return run(backbone, own, encoded, prompts, options, rows, limit).decode()
 
 
 class _RowGates:
@@ -172,13 +175,15 @@ class _Search:
     def __init__(
         self,
         backbone: DecodingBackbone,
+        tokens: Tokens,
         encoded: Encoded,
         prompts: torch.Tensor,
         options: SearchOptions,
         gates: _RowGates,
         limit: int,
     ) -> None:
-        self.backbone, self.options, self.limit = backbone, options, limit
+        self.backbone, self.tokens = backbone, tokens
+        self.options, self.limit = options, limit
         self.beams = options.beam_size
         self.device = encoded.hidden.device
         batch = encoded.hidden.size(0)
@@ -186,9 +191,9 @@ class _Search:
         self.gates = gates
         self.running = list(range(batch))
         self.done: list[Hypothesis | None] = [None] * batch
-        self.banned = torch.tensor(backbone.tokens.suppressed, device=self.device)
+        self.banned = torch.tensor(tokens.suppressed, device=self.device)
         self.banned_first = torch.tensor(
-            backbone.tokens.suppressed_first, device=self.device, dtype=torch.long
+            tokens.suppressed_first, device=self.device, dtype=torch.long
         )
         # Attention is recorded, at its cost, only where the gates follow it.
         record = {"record_attention": True} if gates.by_frame else {}
@@ -229,7 +234,7 @@ class _Greedy(_Search):
     """The most probable token at every step."""
 
     def decode(self) -> list[Hypothesis]:
-        end = self.backbone.tokens.end_id
+        end = self.tokens.end_id
         texts: list[list[int]] = [[] for _ in self.running]
         totals = [0.0] * len(self.running)
         for step in range(1, self.limit + 1):
@@ -269,7 +274,7 @@ class _Beams(_Search):
     """
 
     def decode(self) -> list[Hypothesis]:
-        k, end = self.beams, self.backbone.tokens.end_id
+        k, end = self.beams, self.tokens.end_id
         batch = len(self.running)
         totals = torch.full((batch, k), -torch.inf, device=self.device)
         totals[:, 0] = 0.0  # all beams begin alike: only the first counts
@@ -310,6 +315,10 @@ class _Beams(_Search):
     def wanted(self) -> int:
         """Ended hypotheses that no running one may beat before an utterance is done."""
         return self.beams
+
+    def final_scores(self, u: int) -> list[float]:
+        """Scores of the hypotheses of an utterance that count as ended."""
+        return [h.score for h in self.ended[u]]
 
     @property
     def power(self) -> float:
@@ -370,7 +379,7 @@ class _Beams(_Search):
         """Whether nothing runs, or nothing that runs is better now than what has ended."""
         if not running or step == self.limit:
             return True
-        ended = sorted((h.score for h in self.ended[u]), reverse=True)[: self.wanted]
+        ended = sorted(self.final_scores(u), reverse=True)[: self.wanted]
         best = max(running) / step**self.power
         return len(ended) == self.wanted and best <= ended[-1]
 
@@ -394,13 +403,14 @@ class _JointBeams(_Beams):
     def __init__(
         self,
         backbone: DecodingBackbone,
+        tokens: Tokens,
         encoded: Encoded,
         prompts: torch.Tensor,
         options: SearchOptions,
         gates: _RowGates,
         limit: int,
     ) -> None:
-        super().__init__(backbone, encoded, prompts, options, gates, limit)
+        super().__init__(backbone, tokens, encoded, prompts, options, gates, limit)
         log_probs, blank = backbone.ctc_log_probs(encoded)
         self.ctc = CtcPrefixScorer(log_probs, encoded.lengths, self.beams, blank)
         self.pre_beam = min(int(PRE_BEAM * self.beams), log_probs.size(-1))
@@ -416,6 +426,10 @@ class _JointBeams(_Beams):
         """One: sums only fall."""
         return 1
 
+    def final_scores(self, u: int) -> list[float]:
+        """Of those that ended by themselves: a loop that was cut is beaten by any of them."""
+        return [h.score for h in self.ended[u] if h.stop == "eos"]
+
     @property
     def power(self) -> float:
         """Sums are not divided."""
@@ -423,7 +437,7 @@ class _JointBeams(_Beams):
 
     def scores(self) -> torch.Tensor:
         """Weighted sums; tokens outside the pre-beam are ruled out, but for the end."""
-        weight, end = self.options.ctc_weight, self.backbone.tokens.end_id
+        weight, end = self.options.ctc_weight, self.tokens.end_id
         of_decoder = (1 - weight) * self.log_probabilities()
         best, ids = of_decoder.topk(self.pre_beam, dim=-1)
         of_ctc, self.extended = self.ctc.extend(ids)

@@ -144,6 +144,8 @@ class JointModel(ESPnetMoEModel):
         language: torch.Tensor,
         memberships: torch.Tensor | None = None,
         weight: torch.Tensor | None = None,
+        text_ctc: torch.Tensor | None = None,
+        text_ctc_lengths: torch.Tensor | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
         """Loss of a batch.
@@ -156,6 +158,8 @@ class JointModel(ESPnetMoEModel):
             language: ``(batch, 1)`` index into the backbone's languages.
             memberships: ``(batch, experts)`` how much a row belongs to each expert, or ``None``.
             weight: ``(batch, 1)`` how much an utterance counts, or ``None`` for one each.
+            text_ctc: ``(batch, tokens)`` transcripts of the CTC branch, where they are others.
+            text_ctc_lengths: ``(batch,)``; 0 leaves a row out of the CTC loss.
 
         Returns:
             Loss, statistics (``loss`` and its parts ``loss_ce``, ``loss_balance``, ``loss_z``,
@@ -177,7 +181,8 @@ class JointModel(ESPnetMoEModel):
             gates = Gates.of(hold_last(gates.weights, lower.spoken))
         with self.autocast(speech.device), use_gates(gates):
             encoded = self.backbone.encode_upper(lower, self.split_layer)
-        loss_ce, stats = self.transcribe(encoded, of_rows, prompt, text, text_lengths, weight)
+        ctc = None if text_ctc is None else (text_ctc, text_ctc_lengths)
+        loss_ce, stats = self.transcribe(encoded, of_rows, prompt, text, text_lengths, weight, ctc)
         loss_router, right = routing_loss(
             routed,
             lower.spoken,

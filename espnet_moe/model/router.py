@@ -146,6 +146,12 @@ class RouterModel(TrainedModel):
         gathered = force_gatherable((loss, stats, speech.size(0)), loss.device)
         return gathered
 
+    def train(self, mode: bool = True) -> "RouterModel":
+        """Training mode for the router; the frozen layers below it stay without dropout."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
     def route(self, speech: torch.Tensor, lengths: torch.Tensor) -> tuple[Routed, Encoded]:
         """What the router says of ``speech (batch, samples)``, and the states that it read."""
         augment = self.specaug if self.training else None

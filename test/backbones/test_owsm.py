@@ -279,3 +279,36 @@ def test_frames_are_40_ms_apart(make_owsm):
 def test_too_long(make_owsm):
     with pytest.raises(UserError, match=r"30\.01 s is longer than the 30 s"):
         make_owsm().encode_lower(torch.zeros(1, 480160), torch.tensor([480160]), 0)
+
+
+def test_no_attention_weights_are_kept(make_owsm, speech):
+    """(batch, heads, frames, frames) a layer would be gigabytes in a batch of a real model."""
+    backbone = make_owsm()
+    encoded = encode(backbone, speech[:2, :30000], torch.tensor([30000, 20000]))
+    backbone.decode(backbone.tokens.prompt(["hi", "it"]), encoded)
+    kept = [m for m in backbone.modules() if getattr(m, "attn", None) is not None]
+    assert not [m for m in kept if isinstance(m.attn, torch.Tensor)]
+
+
+def test_frames_of_80_ms(tmp_path, speech):
+    """``conv2d8``, as OWSM v4 has it, with 128 mels: alone as in a batch, ESPnet's when padded."""
+    from espnet_moe.backbones.owsm_loading import load_owsm
+    from owsm_files import write_owsm
+
+    texts = [text for rows in TEXTS.values() for text in rows]
+    changes = {"encoder_conf": {"input_layer": "conv2d8"}, "frontend_conf": {"n_mels": 128}}
+    folder = write_owsm(tmp_path / "owsm", texts, **changes)
+    backbone = load_owsm(str(folder)).eval()
+    assert backbone.frame_samples == 1280
+    lengths = torch.tensor([46000, 20000, 700])
+    with torch.no_grad():
+        whole = encode(backbone, speech[:, :46000], lengths)
+        for row, samples in enumerate(lengths.tolist()):
+            alone = encode(backbone, speech[row : row + 1, :samples], lengths[row : row + 1])
+            n = int(alone.lengths[0])
+            assert n == int(whole.lengths[row]) == alone.hidden.size(1)
+            torch.testing.assert_close(alone.hidden[0], whole.hidden[row, :n], atol=2e-5, rtol=1e-5)
+        padded = load_owsm(str(folder), "padded").eval()
+        inside = torch.arange(480000) < lengths[:2, None]
+        theirs, _ = padded.s2t.encode(speech[:2] * inside, torch.full((2,), 480000))
+        assert torch.equal(encode(padded, speech[:2, :46000], lengths[:2]).hidden, theirs)

@@ -160,3 +160,47 @@ def test_ctc_where_there_is_none(make_backbone):
         Decoder(make_backbone(), None, DecodeOptions(beam_size=5, ctc_weight=0.3))
     with pytest.raises(UserError, match=r"ctc_weight is in \[0, 1\)"):
         SearchOptions(ctc_weight=1.0)
+
+
+def test_a_loop_that_is_cut_does_not_end_the_search():
+    """The looping beam has the best sum when it is cut; the other one still comes to its end."""
+    from espnet_moe.decoding.search import Hypothesis, _JointBeams
+
+    run = object.__new__(_JointBeams)
+    run.limit, run.options = 100, SearchOptions(2, ctc_weight=0.3)
+    run.ended = [[Hypothesis([5] * 16, -1.0, "repetition", 16)]]
+    assert not run._is_done(0, [-4.0], 16)
+    run.ended[0].append(Hypothesis([5, 6], -3.5, "eos", 3))
+    assert run._is_done(0, [-4.0], 16)
+    assert not run._is_done(0, [-3.0], 16)
+    assert run._best(0).stop == "eos"
+
+
+def test_the_vocabulary_is_not_copied(log_probs):
+    """Large models have 50,000 tokens: scores stay in the encoder's precision and place."""
+    scorer = CtcPrefixScorer(log_probs, torch.tensor(LENGTHS), BEAMS, BLANK)
+    assert scorer.log_probs is log_probs
+    ids = torch.arange(1, 8).expand(2 * BEAMS, -1)
+    both, _ = scorer.extend(ids)
+    _, made = scorer.extend(ids)
+    # The first utterance leaves: the second one's rows go on with its own scores.
+    scorer.select(made, torch.arange(BEAMS, 2 * BEAMS), torch.tensor([1, 2, 3]))
+    scorer.keep(torch.tensor([1]))
+    alone = CtcPrefixScorer(log_probs[1:], torch.tensor(LENGTHS[1:]), BEAMS, BLANK)
+    first, made = alone.extend(ids[:BEAMS])
+    torch.testing.assert_close(first, both[BEAMS:])
+    alone.select(made, torch.arange(BEAMS), torch.tensor([1, 2, 3]))
+    torch.testing.assert_close(scorer.extend(ids[:BEAMS])[0], alone.extend(ids[:BEAMS])[0])
+    torch.testing.assert_close(scorer.ending(), alone.ending())
+    assert scorer.log_probs is log_probs
+
+
+def test_timestamps_are_one_decoders_own(make_owsm):
+    """``predict_time`` of a decode does not reach the next one on the same backbone."""
+    from espnet_moe.decoding.decoder import DecodeOptions, Decoder
+
+    backbone = make_owsm()
+    timed = Decoder(backbone, None, DecodeOptions(predict_time=True))
+    plain = Decoder(backbone, None, DecodeOptions())
+    assert timed.tokens.prompt(["hi"]).size(1) == 3
+    assert plain.tokens.prompt(["hi"]).size(1) == backbone.tokens.prompt(["hi"]).size(1) == 4
