@@ -27,25 +27,6 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "test")]
 
-SMALL = {  # espnet/owsm_v4_small_370M
-    "frontend_conf": {
-        "fs": "16k",
-        "n_fft": 512,
-        "win_length": 400,
-        "hop_length": 160,
-        "n_mels": 128,
-    },
-    "encoder_conf": {
-        "output_size": 768,
-        "attention_heads": 12,
-        "cgmlp_linear_units": 3072,
-        "linear_units": 3072,
-        "num_blocks": 9,
-        "input_layer": "conv2d8",
-    },
-    "decoder_conf": {"attention_heads": 12, "linear_units": 3072, "num_blocks": 9},
-}
-
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the command line."""
@@ -65,13 +46,13 @@ def get_parser() -> argparse.ArgumentParser:
 
 def write_model(folder: Path, size: str) -> Path:
     """A folder with random weights in the real shape; 50,002 tokens for the small one."""
-    from owsm_files import write_owsm
+    from owsm_files import V4_SMALL, write_owsm
     from samples import TEXTS
 
     texts = [text for rows in TEXTS.values() for text in rows]
     if size == "mini":
         return write_owsm(folder, texts)
-    return write_owsm(folder, texts, vocabulary=50002, **SMALL)
+    return write_owsm(folder, texts, vocabulary=50002, **V4_SMALL)
 
 
 def espnet_transcripts(folder: Path, waves: list[np.ndarray], args: argparse.Namespace) -> tuple:

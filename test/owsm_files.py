@@ -12,6 +12,18 @@ import yaml
 from samples import random_weights
 
 SYMBOLS = ["<na>", "<nospeech>", "<eng>", "<hin>", "<ita>", "<pan>", "<asr>", "<st_eng>"]
+V4_SMALL: dict[str, Any] = {  # espnet/owsm_v4_small_370M, but for its 50,002 tokens
+    "frontend_conf": {"n_mels": 128},
+    "encoder_conf": {
+        "output_size": 768,
+        "attention_heads": 12,
+        "cgmlp_linear_units": 3072,
+        "linear_units": 3072,
+        "num_blocks": 9,
+        "input_layer": "conv2d8",
+    },
+    "decoder_conf": {"attention_heads": 12, "linear_units": 3072, "num_blocks": 9},
+}
 TIMES = [f"<{i * 0.02:.2f}>" for i in range(1501)]
 
 
