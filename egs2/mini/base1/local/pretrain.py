@@ -77,8 +77,11 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--export_dir", type=Path, required=True, help="the finished base (fp16)")
     parser.add_argument("--steps", type=int, default=4600, help="optimiser steps in all")
     parser.add_argument("--batch_size", type=int, default=32, help="utterances a step")
-    parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate")
-    parser.add_argument("--warmup", type=int, default=500, help="steps of linear warm-up")
+    parser.add_argument("--lr", type=float, default=1.2e-3, help="peak learning rate")
+    parser.add_argument("--warmup", type=int, default=200, help="steps of linear warm-up")
+    parser.add_argument(
+        "--language_first", type=int, default=300, help="steps of that loss alone, at the beginning"
+    )
     parser.add_argument("--language_layer", type=int, default=2, help="encoder layer of that loss")
     parser.add_argument("--language_weight", type=float, default=0.5, help="weight of that loss")
     parser.add_argument("--seed", type=int, default=0, help="of data, weights and dropout")
@@ -167,7 +170,8 @@ def build_owsm(folder: Path) -> OwsmBackbone:
         folder: Where the statistics of the features are written.
     """
     tokens = owsm_tokens()
-    width, dropout = 112, 0.05
+    width = 112
+    dropout = 0.0  # the speech never repeats, and drawing the masks took a fifth of each step
     config = {
         "token_list": list(tokens.token_list),
         "frontend": "default",
@@ -257,7 +261,7 @@ class SpokenSentences(IterableDataset):
                 pool.append((self.speak(speak, text, code, draw), code, text))
             pool.sort(key=lambda item: len(item[0]))
             for b in draw.permutation(8):
-                joined = [self.pieces(speak, draw) for _ in range(self.batch_size // 2)]
+                joined = [self.pieces(speak, draw) for _ in range(self.batch_size // 4)]
                 yield collate(pool[b * self.batch_size : (b + 1) * self.batch_size]), join(joined)
 
     def pieces(self, speak: Synthesizer, draw: np.random.Generator) -> list[tuple[np.ndarray, int]]:
@@ -396,6 +400,39 @@ class LanguageLoss(nn.Module):
         return torch.stack(found).mean()
 
 
+@torch.no_grad()
+def start_at_unigrams(model: WhisperBackbone | OwsmBackbone, ctc_layer: nn.Linear) -> None:
+    """Let the output layers start from how often a token is said, three quarters blank in CTC's.
+
+    Else the encoder learns this first, as one large vector in all frames: an E-Branchformer, which
+    normalises after every block, then forgets what it heard (its frames' spread fell from 0.5 to
+    0.04 in 100 steps) and does not come back. Some hundred steps of the language loss alone keep
+    the spread up, too.
+    """
+    counts = torch.full((ctc_layer.out_features,), 0.01)
+    for sentence in sentences("base", 2000):
+        for code, (share, _) in MIX.items():
+            for token in model.tokens.encode(sentence.texts[code]):
+                counts[token] += share
+    said = counts / counts.sum()
+    heard = 0.25 * said
+    heard[blank_of(model, ctc_layer)] = 0.75
+    ctc_layer.bias.copy_(heard.log())
+    if isinstance(model, OwsmBackbone):  # Whisper's output layer has no bias
+        said = 0.95 * said
+        said[model.tokens.end_id] = 0.05
+        model.s2t.decoder.output_layer.bias.copy_(said.log())
+        # ESPnet multiplies by the root of the width what torch draws at unit size already.
+        model.s2t.decoder.embed[0].weight.div_(math.sqrt(model.dim))
+
+
+def blank_of(model: WhisperBackbone | OwsmBackbone, ctc_layer: nn.Linear) -> int:
+    """CTC's blank: OWSM's own, or one more token than Whisper has."""
+    if isinstance(model, OwsmBackbone):
+        return model.tokens.blank_id
+    return ctc_layer.out_features - 1
+
+
 def losses(
     model: WhisperBackbone | OwsmBackbone,
     ctc_layer: nn.Linear,
@@ -403,12 +440,18 @@ def losses(
     layer: int,
     batches: tuple[tuple, tuple],
     device: torch.device,
+    alone: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Attention loss (label smoothing 0.1), CTC loss and language loss of a pair of batches."""
+    """Attention loss (label smoothing 0.1), CTC loss and language loss of a pair of batches.
+
+    With ``alone`` the language loss only; the others are zero.
+    """
     (speech, lengths, codes, texts), (mixed, mixed_lengths, spans) = batches
-    lower = model.encode_lower(speech.to(device), lengths.to(device), layer, spec_augment)
     heard = model.encode_lower(mixed.to(device), mixed_lengths.to(device), layer, spec_augment)
     which = language(heard, mixed_lengths, spans)
+    if alone:
+        return torch.zeros(()), torch.zeros(()), which
+    lower = model.encode_lower(speech.to(device), lengths.to(device), layer, spec_augment)
     encoded = model.encode_upper(lower, layer)
     ids = [model.tokens.encode(text) for text in texts]
     end = model.tokens.end_id
@@ -434,7 +477,7 @@ def losses(
         torch.tensor([i for text in ids for i in text], device=device),
         encoded.lengths,
         torch.tensor([len(text) for text in ids], device=device),
-        blank=getattr(model.tokens, "blank_id", ctc_layer.out_features - 1),
+        blank=blank_of(model, ctc_layer),
         zero_infinity=True,
     )
     return attention, ctc, which
@@ -503,6 +546,7 @@ def main() -> None:
     else:
         model = build_owsm(args.output_dir).to(device)
         ctc_layer = model.s2t.ctc.ctc_lo
+    start_at_unigrams(model, ctc_layer)
     language = LanguageLoss(model.dim).to(device)
     trained = nn.ModuleList([model, ctc_layer, language])
     optimizer = torch.optim.AdamW(
@@ -510,7 +554,9 @@ def main() -> None:
     )
 
     def rate(step: int) -> float:
-        return min((step + 1) / args.warmup, max(0.0, 1 - step / args.steps))
+        alone = step < args.language_first
+        warm = (step + 1 if alone else step + 1 - args.language_first) / args.warmup
+        return min(warm, max(0.0, 1 - step / args.steps))
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     checkpoint, start = args.output_dir / "checkpoint.pth", 0
@@ -534,7 +580,13 @@ def main() -> None:
     for step, batches in enumerate(data, start=start + 1):
         with torch.autocast(device.type, torch.bfloat16):
             attention, ctc, which = losses(
-                model, ctc_layer, language, args.language_layer, batches, device
+                model,
+                ctc_layer,
+                language,
+                args.language_layer,
+                batches,
+                device,
+                alone=step <= args.language_first,
             )
         optimizer.zero_grad()
         (0.5 * attention + 0.5 * ctc + args.language_weight * which).backward()
