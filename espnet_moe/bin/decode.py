@@ -2,16 +2,16 @@ r"""Decode test sets with one system (stage 10).
 
 The system `baseline` is the backbone alone; `oracle` gives every utterance the expert of its true
 language (or those of --utt2experts). In all others a router decides: `hard`, `soft`, `threshold`,
-`topk`, `hierarchical` and `fixed` an utterance, `frame` every 20 ms; `segment` cuts the utterance
+`topk`, `hierarchical` and `fixed` an utterance, `frame` an encoder frame; `segment` cuts the utterance
 where the language changes (with an utterance-level router: at pauses only). Their settings stand
 under `routing:` in --config. Batches mix languages and sets; each job writes its share under
 <out>/<set>/logdir/output.JOB/.
 
 Example:
-  python -m espnet_moe.bin.decode --backbone ../base1/whisper_mini --system oracle \
+  python -m espnet_moe.bin.decode --backbone whisper_mini --system oracle \
     --experts hi=exp/expert_hi/expert it=exp/expert_it/expert \
     --data dump/raw/test_hi dump/raw/test_it --out exp/oracle/decode_greedy
-  python -m espnet_moe.bin.decode --backbone ../base1/whisper_mini --system hard \
+  python -m espnet_moe.bin.decode --backbone whisper_mini --system hard \
     --router exp/router/router --experts hi=exp/expert_hi/expert it=exp/expert_it/expert \
     --data dump/raw/test_hi dump/raw/test_it --out exp/hard/decode_greedy
 """

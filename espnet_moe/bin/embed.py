@@ -3,7 +3,7 @@ r"""Write embeddings of the frozen encoder for clustering (stage 5).
 Each set goes to <out>/<set>/embeddings.{ark,scp,json}.
 
 Example:
-  python -m espnet_moe.bin.embed --backbone ../base1/whisper_mini --layer 2 --pooling mean_std \
+  python -m espnet_moe.bin.embed --backbone whisper_mini --layer 2 --pooling mean_std \
     --data dump/raw/train_hi dump/raw/train_it --out exp/embeddings
 """
 

@@ -25,7 +25,7 @@ class RouterOptions:
 
     Attributes:
         layer: Encoder layer that is read: 0 for the output of the convolutions.
-        level: ``utterance``: one decision a row; ``frame``: one every 20 ms.
+        level: ``utterance``: one decision a row; ``frame``: one an encoder frame.
         pooling: ``mean`` or ``mean_std`` over a row's frames (utterance level).
     """
 

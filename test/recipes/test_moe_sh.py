@@ -82,7 +82,7 @@ case $verb in
         mkdir -p ${value[out]% }/logdir
         echo {} >"${value[out]% }/logdir/output.${value[job]% }.json"
         ;;
-    score) echo "the table" && touch exp/results.json exp/RESULTS.md ;;
+    score) echo "the table" && touch ${value[exp]% }/{results.json,RESULTS.md} ;;
 esac
 """
 
@@ -201,25 +201,25 @@ def test_the_whole_path_and_again(recipe: Recipe) -> None:
     for part in (
         "--config conf/train_expert.yaml --phase expert --experts it",
         "--backbone_conf path=hub/name",
-        "--train_dir exp/assign_language/data/train_it",
-        "--train_stats exp/assign_language/stats/train_it",
-        "--valid_dir exp/assign_language/data/dev_it",
-        "--valid_stats exp/assign_language/stats/dev_it",
+        "--train_dir exp/name/assign_language/data/train_it",
+        "--train_stats exp/name/assign_language/stats/train_it",
+        "--valid_dir exp/name/assign_language/data/dev_it",
+        "--valid_stats exp/name/assign_language/stats/dev_it",
         "--ngpu 0",
-        "--output_dir exp/expert_it --max_epoch 4",
+        "--output_dir exp/name/expert_it --max_epoch 4",
     ):
         assert part in train
     oracle = recipe.line("decode", "--system oracle", "--job 2 ")
-    assert "--experts hi=exp/expert_hi/expert it=exp/expert_it/expert --data" in oracle
+    assert "--experts hi=exp/name/expert_hi/expert it=exp/name/expert_it/expert --data" in oracle
     assert "--data dump/raw/test_hi dump/raw/test_it --config conf/decode_greedy.yaml" in oracle
-    assert "--out exp/oracle/decode_greedy --job 2 --num_jobs 2" in oracle
+    assert "--out exp/name/oracle/decode_greedy --job 2 --num_jobs 2" in oracle
     assert "--experts" not in recipe.line("decode", "--system baseline", "--job 1 ")
     score = recipe.line("score")
     assert (
         "--test_sets test_hi test_it --systems baseline oracle --inference_tag decode_gr" in score
     )
-    assert (recipe.folder / "exp/oracle/decode_greedy/test_it/text").read_text() == "u-1 ciao\n"
-    assert (recipe.folder / "exp/expert_hi/train.log").exists()
+    assert (recipe.folder / "exp/name/oracle/decode_greedy/test_it/text").read_text() == "u-1 ciao\n"
+    assert (recipe.folder / "exp/name/expert_hi/train.log").exists()
 
     again = recipe.run("--ngpu", "0", "--train_args", "--max_epoch 4")
     assert again.returncode == 0, again.stderr
@@ -231,7 +231,7 @@ def test_the_whole_path_and_again(recipe: Recipe) -> None:
     changed = recipe.run("--ngpu", "0")
     assert changed.returncode == 0, changed.stderr
     assert recipe.did() == ["train"] * 2
-    assert (recipe.folder / "exp/expert_hi.old/expert/expert.json").exists()
+    assert (recipe.folder / "exp/name/expert_hi.old/expert/expert.json").exists()
 
 
 def test_only_what_a_new_language_needs(recipe: Recipe) -> None:
@@ -255,29 +255,29 @@ def test_the_mixture(recipe: Recipe) -> None:
     router = recipe.line("train ", "--phase router", "utterance.yaml")
     for part in (
         "--experts hi it --languages hi it --backbone_conf",
-        "--train_dir exp/assign_language/data/train_router",
-        "--output_dir exp/utterance",
+        "--train_dir exp/name/assign_language/data/train_router",
+        "--output_dir exp/name/utterance",
     ):
         assert part in router
     joint = recipe.line("train ", "--phase joint")
     for part in (
-        "--init_router exp/utterance/router",
-        "--init_experts hi=exp/expert_hi/expert it=exp/expert_it/expert",
-        "--valid_dir exp/assign_language/data/dev_joint",
+        "--init_router exp/name/utterance/router",
+        "--init_experts hi=exp/name/expert_hi/expert it=exp/name/expert_it/expert",
+        "--valid_dir exp/name/assign_language/data/dev_joint",
     ):
         assert part in joint
-    experts = "--experts hi=exp/expert_hi/expert it=exp/expert_it/expert"
-    assert f"--system hard {experts} --router exp/utterance/router" in recipe.line("--system hard")
+    experts = "--experts hi=exp/name/expert_hi/expert it=exp/name/expert_it/expert"
+    assert f"--system hard {experts} --router exp/name/utterance/router" in recipe.line("--system hard")
     segment = recipe.line("--system segment")
-    assert f"{experts} --router exp/utterance/router --data dump/raw/test_cs_inter" in segment
-    assert "--router exp/frame/router" in recipe.line("--system frame")
+    assert f"{experts} --router exp/name/utterance/router --data dump/raw/test_cs_inter" in segment
+    assert "--router exp/name/frame/router" in recipe.line("--system frame")
     assert "test_hi" not in segment
     oracle = recipe.line("--system oracle")
     assert "--router" not in oracle
     assert "test_hi dump/raw/test_it dump/raw/test_cs_inter" in oracle
     assert (
-        "--system soft --experts hi=exp/joint/expert_hi it=exp/joint/expert_it "
-        "--router exp/joint/router" in recipe.line("--out exp/joint/")
+        "--system soft --experts hi=exp/name/joint/expert_hi it=exp/name/joint/expert_it "
+        "--router exp/name/joint/router" in recipe.line("--out exp/name/joint/")
     )
     score = recipe.line("score")
     assert "--systems baseline oracle hard joint --codeswitch_sets test_cs_inter" in score
@@ -296,13 +296,13 @@ def test_clusters_have_experts_of_their_own(recipe: Recipe) -> None:
     )
     assign = recipe.line("assign_experts")
     assert "--experts_by kmeans --config conf/assign_kmeans.yaml" in assign
-    assert "--embeddings exp/embeddings --layer 2" in assign
+    assert "--embeddings exp/name/embeddings --layer 2" in assign
     # An oracle of clusters needs those of the code-switched sets too.
     assert "--test dump/raw/test_hi dump/raw/test_it dump/raw/test_cs_inter" in assign
     assert "--train dump/raw/train_hi dump/raw/train_it --dev dump/raw/dev_hi" in assign
     oracle = recipe.line("--system oracle")
-    assert "--experts c0=exp/expert_kmeans_c0/expert c1=exp/expert_kmeans_c1/expert" in oracle
-    assert "--utt2experts exp/assign_kmeans/utt2experts" in oracle
+    assert "--experts c0=exp/name/expert_kmeans_c0/expert c1=exp/name/expert_kmeans_c1/expert" in oracle
+    assert "--utt2experts exp/name/assign_kmeans/utt2experts" in oracle
     assert "--systems baseline oracle_kmeans hard_kmeans joint_kmeans" in recipe.line("score")
 
 
@@ -341,20 +341,20 @@ def test_sets_that_the_configuration_leaves_out(recipe: Recipe) -> None:
 def test_experts_of_another_tag_have_a_joint_model_of_their_own(recipe: Recipe) -> None:
     assert recipe.run(*MIXTURE).returncode == 0
     assert recipe.run(*MIXTURE, "--experts_tag", "big").returncode == 0
-    assert "--output_dir exp/joint_big" in recipe.line("train ", "--phase joint")
-    assert "hi=exp/joint_big/expert_hi" in recipe.line("--out exp/joint_big/")
+    assert "--output_dir exp/name/joint_big" in recipe.line("train ", "--phase joint")
+    assert "hi=exp/name/joint_big/expert_hi" in recipe.line("--out exp/name/joint_big/")
     assert recipe.run(*MIXTURE).returncode == 0
     assert recipe.did() == ["score"]  # what was there before is there still
 
 
 def test_a_check_that_breaks_is_no_work(recipe: Recipe) -> None:
     assert recipe.run("--stop_stage", "8").returncode == 0
-    shutil.rmtree(recipe.folder / "exp/.done")
-    (recipe.folder / "exp/.done").write_text("a file where a folder should be")
+    shutil.rmtree(recipe.folder / "exp/name/.done")
+    (recipe.folder / "exp/name/.done").write_text("a file where a folder should be")
     done = recipe.run("--stage", "8", "--stop_stage", "8")
     assert done.returncode not in (0, 4)
     assert recipe.did() == []
-    assert (recipe.folder / "exp/expert_hi").exists()
+    assert (recipe.folder / "exp/name/expert_hi").exists()
 
 
 def test_a_failed_system_does_not_undo_the_others(recipe: Recipe) -> None:
@@ -368,7 +368,7 @@ def test_a_failed_system_does_not_undo_the_others(recipe: Recipe) -> None:
         fail="decode --backbone hub/name --context variable --system oracle",
     )
     assert failed.returncode == 1
-    assert (recipe.folder / "exp/baseline/decode_greedy/test_it/text").exists()
+    assert (recipe.folder / "exp/name/baseline/decode_greedy/test_it/text").exists()
     assert recipe.run("--stage", "10", "--stop_stage", "10").returncode == 0
     assert recipe.did() == ["decode"] * 2
 
@@ -376,12 +376,12 @@ def test_a_failed_system_does_not_undo_the_others(recipe: Recipe) -> None:
 def test_failed_expert_alone_is_trained_again(recipe: Recipe) -> None:
     failed = recipe.run("--stop_stage", "8", fail="train")
     assert failed.returncode == 1
-    assert "run.pl: 2 / 2 failed, log is in exp/expert_*/train.log" in failed.stderr
-    (recipe.folder / "exp/expert_hi/checkpoint.pth").write_text("half")
+    assert "run.pl: 2 / 2 failed, log is in exp/name/expert_*/train.log" in failed.stderr
+    (recipe.folder / "exp/name/expert_hi/checkpoint.pth").write_text("half")
     done = recipe.run("--stage", "8", "--stop_stage", "8")
     assert recipe.did() == ["train"] * 2
     assert "begun earlier" in done.stdout
-    assert (recipe.folder / "exp/expert_hi/checkpoint.pth").exists()
+    assert (recipe.folder / "exp/name/expert_hi/checkpoint.pth").exists()
 
 
 def test_decoding_that_loses_utterances_is_an_error(recipe: Recipe) -> None:
@@ -389,7 +389,7 @@ def test_decoding_that_loses_utterances_is_an_error(recipe: Recipe) -> None:
     (recipe.folder / "dump/raw/test_it/text").write_text("u-1 ciao\nu-2 no\n")
     done = recipe.run("--stage", "10", "--stop_stage", "10")
     assert done.returncode == 1
-    assert "exp/baseline/decode_greedy/test_it/text" in done.stderr
+    assert "exp/name/baseline/decode_greedy/test_it/text" in done.stderr
     assert "differ in length" in done.stderr
 
 

@@ -26,7 +26,7 @@ python=python3                  # which Python
 ## Folders
 datadir=data                    # data dirs of the corpora
 dumpdir=dump                    # formatted audio
-expdir=exp                      # experts and results
+expdir=                         # experts and results; empty: exp/<name of the backbone>
 ## Data
 langs=                          # languages, e.g. "hi it"
 sources=                        # the corpora of each language, e.g. "hi:commonvoice,kathbath it:mls"
@@ -126,6 +126,10 @@ check_options() {
 }
 
 assign_config=${assign_config:-conf/assign_$experts_by.yaml}
+# A backbone has its own experts and results: the same recipe with another leaves them alone.
+backbone_name=$(basename "$backbone")
+backbone_name=${backbone_name%.pt}
+expdir=${expdir:-exp/${backbone_name%.zip}}
 check_options
 log "$command_line"
 . ./path.sh

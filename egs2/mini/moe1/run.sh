@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Experts for Hindi, Italian, Punjabi and Telugu on a tiny Whisper, routed and mixed, with the mini
 # corpus, which is spoken on this machine. `run.sh --help` lists the options;
-# `run.sh --experts_by kmeans` (or hdbscan) gives every cluster of speech an expert instead.
+# `run.sh --backbone owsm_mini` adapts a tiny OWSM, and `run.sh --experts_by kmeans` (or hdbscan)
+# gives every cluster of speech an expert instead.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 ./moe.sh \
     --langs "hi it pa te" \
     --sources "hi:commonvoice,kathbath it:commonvoice,mls pa:commonvoice,kathbath te:commonvoice,kathbath" \
-    --backbone ../base1/whisper_mini \
+    --backbone whisper_mini \
     --train_config conf/train_expert.yaml \
     --inference_config conf/decode_greedy.yaml \
     --embedding_layer 4 \
