@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import shutil
+import tempfile
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -17,6 +20,7 @@ from espnet_moe.backbones.owsm import OwsmBackbone
 from espnet_moe.backbones.owsm_tokens import OwsmTokens
 from espnet_moe.errors import UserError
 
+TRAIN_CONFIGS = ("s2t_train_config", "asr_train_config")  # of an archive's meta.yaml
 MODEL_FILES = ("model.pth", "valid.acc.ave.pth", "valid.total_count.ave_5best.pth")
 
 
@@ -155,12 +159,12 @@ def find_config(path: str) -> Path:
     if local.is_file():
         if not zipfile.is_zipfile(local):
             raise UserError(f"{path} is no archive: a packed OWSM model is a .zip file")
-        return _downloaded(str(local))
+        return find_config(str(_unpacked(local)))
     if local.is_dir():
         if (local / "meta.yaml").is_file():
             meta = yaml.safe_load((local / "meta.yaml").read_text(encoding="utf-8")) or {}
             files = meta.get("yaml_files") or {}
-            for key in ("s2t_train_config", "asr_train_config"):
+            for key in TRAIN_CONFIGS:
                 if key in files and (local / files[key]).is_file():
                     return local / files[key]
         found = [local / "config.yaml"] if (local / "config.yaml").is_file() else []
@@ -180,6 +184,33 @@ def find_config(path: str) -> Path:
     return _downloaded(path)
 
 
+def _unpacked(archive: Path) -> Path:
+    """The folder of an archive's content, whole or absent, under the user's cache.
+
+    espnet_model_zoo knows an archive by its path alone: another one put in its place would go unseen.
+    """
+    stat = archive.stat()
+    name = f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "espnet_moe"
+    folder = cached / f"{archive.stem}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    if folder.is_dir():
+        return folder
+    cached.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{archive.stem}.", dir=cached) as place:
+        content = Path(place) / "content"
+        try:
+            with zipfile.ZipFile(archive) as packed:
+                packed.extractall(content)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{archive} could not be unpacked in {cached}: {error}") from error
+        try:
+            content.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+    return folder
+
+
 def _downloader() -> Any:
     from espnet_model_zoo.downloader import ModelDownloader
 
@@ -187,14 +218,14 @@ def _downloader() -> Any:
 
 
 def _downloaded(name: str) -> Path:
-    """Let espnet_model_zoo fetch (or take) and unpack an archive into its cache."""
+    """Let espnet_model_zoo fetch a model, and unpack it into its cache."""
     try:
         files = _downloader().download_and_unpack(name)
     except Exception as error:  # the hub's, requests', zipfile's own kinds
         raise UserError(f"backbone '{name}' could not be fetched or unpacked: {error}") from error
-    for key, value in files.items():
-        if key.endswith("train_config"):
-            return Path(value)
+    for key in TRAIN_CONFIGS:
+        if key in files:
+            return Path(files[key])
     raise UserError(f"backbone '{name}' holds no train_config: it is no ESPnet S2T model")
 
 

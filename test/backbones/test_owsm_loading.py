@@ -54,7 +54,6 @@ def test_saved_and_loaded_again(folder, tmp_path):
 
 def test_an_archive(folder, tmp_path, monkeypatch):
     """What espnet_model_zoo unpacks: paths of the recipe, found under the archive's root."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     places = {
         "exp/s2t_train/config.yaml": folder / "config.yaml",
         "exp/s2t_train/valid.acc.ave.pth": folder / "model.pth",
@@ -76,13 +75,30 @@ def test_an_archive(folder, tmp_path, monkeypatch):
     digest = load_backbone(str(folder)).digest()
     assert load_backbone(str(unpacked)).digest() == digest
 
-    from espnet_model_zoo import downloader
+    archive = tmp_path / "owsm.zip"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert is_owsm(str(archive))
+    assert load_backbone(str(archive)).digest() == digest
+    assert len(list((tmp_path / "cache/espnet_moe").iterdir())) == 1
 
-    monkeypatch.setattr(
-        owsm_loading, "_downloader", lambda: downloader.ModelDownloader(tmp_path / "cache")
-    )
-    assert is_owsm(str(tmp_path / "owsm.zip"))
-    assert load_backbone(str(tmp_path / "owsm.zip")).digest() == digest
+    # Another archive in its place is another model; half an archive is none, and leaves nothing.
+    other = dict(torch.load(folder / "model.pth", weights_only=True))
+    other["decoder.output_layer.bias"] = other["decoder.output_layer.bias"] + 1
+    torch.save(other, tmp_path / "other.pth")
+    places["exp/s2t_train/valid.acc.ave.pth"] = tmp_path / "other.pth"
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.writestr("meta.yaml", yaml.safe_dump(meta))
+        for name, source in places.items():
+            packed.write(source, name)
+    find_config.cache_clear()
+    assert load_backbone(str(archive)).digest() != digest
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 64] = bytes(64)
+    archive.write_bytes(content)
+    find_config.cache_clear()
+    with pytest.raises(UserError, match=r"owsm\.zip could not be unpacked"):
+        load_backbone(str(archive))
+    assert len(list((tmp_path / "cache/espnet_moe").iterdir())) == 2
 
 
 def test_room_for_tokens_without_the_weights(folder):
