@@ -21,6 +21,17 @@ from espnet_moe.backbones.owsm_tokens import OwsmTokens
 from espnet_moe.errors import UserError
 
 TRAIN_CONFIGS = ("s2t_train_config", "asr_train_config")  # of an archive's meta.yaml
+# What ESPnet's own loading asks of a config, and OWSM has not.
+UNUSED: dict[str, Any] = {
+    "input_size": None,
+    "init": None,
+    "specaug": None,
+    "specaug_conf": {},
+    "preencoder": None,
+    "preencoder_conf": {},
+    "postencoder": None,
+    "postencoder_conf": {},
+}
 MODEL_FILES = ("model.pth", "valid.acc.ave.pth", "valid.total_count.ave_5best.pth")
 
 
@@ -187,7 +198,7 @@ def find_config(path: str) -> Path:
 def _unpacked(archive: Path) -> Path:
     """The folder of an archive's content, whole or absent, under the user's cache.
 
-    espnet_model_zoo knows an archive by its path alone: another one put in its place would go unseen.
+    espnet_model_zoo knows an archive by its path alone: another in its place would go unseen.
     """
     stat = archive.stat()
     name = f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}"
@@ -310,7 +321,8 @@ def save_owsm(backbone: OwsmBackbone, folder: Path) -> None:
         raise UserError("this OWSM model was built without a config: it cannot be written")
     folder.mkdir(parents=True, exist_ok=True)
     backbone.tokens.save_pretrained(folder)
-    config = {**backbone.espnet_config, "bpemodel": "bpe.model", "token_list": "tokens.txt"}
+    config = {**UNUSED, **backbone.espnet_config}
+    config |= {"bpemodel": "bpe.model", "token_list": "tokens.txt"}
     normalize = config.get("normalize_conf") or {}
     if "stats_file" in normalize:
         target = folder / "feats_stats.npz"

@@ -2,8 +2,8 @@ r"""Decode test sets with one system (stage 10).
 
 The system `baseline` is the backbone alone; `oracle` gives every utterance the expert of its true
 language (or those of --utt2experts). In all others a router decides: `hard`, `soft`, `threshold`,
-`topk`, `hierarchical` and `fixed` an utterance, `frame` an encoder frame; `segment` cuts the utterance
-where the language changes (with an utterance-level router: at pauses only). Their settings stand
+`topk`, `hierarchical` and `fixed` an utterance, `frame` a frame; `segment` cuts the utterance where
+the language changes (with an utterance-level router: at pauses only). Their settings stand
 under `routing:` in --config. Batches mix languages and sets; each job writes its share under
 <out>/<set>/logdir/output.JOB/.
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 import yaml
 
-from espnet_moe.backbones import owsm_loading
 from espnet_moe.backbones.loading import load_backbone, load_tokens, max_target_length
 from espnet_moe.backbones.owsm import OwsmBackbone
 from espnet_moe.backbones.owsm_loading import find_config, is_owsm

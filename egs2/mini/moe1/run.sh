@@ -6,7 +6,10 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-./moe.sh \
+of_base=() # what a base wants besides
+[[ " $* " != *" --backbone owsm_mini "* ]] || of_base=(--config conf/owsm_mini.conf)
+
+./moe.sh "${of_base[@]}" \
     --langs "hi it pa te" \
     --sources "hi:commonvoice,kathbath it:commonvoice,mls pa:commonvoice,kathbath te:commonvoice,kathbath" \
     --backbone whisper_mini \

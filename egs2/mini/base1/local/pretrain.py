@@ -211,7 +211,15 @@ def build_owsm(folder: Path) -> OwsmBackbone:
         "model": "espnet",
         "model_conf": {"ctc_weight": 0.3, "lsm_weight": 0.1, "length_normalized_loss": False},
         "preprocessor": "s2t",
-        "preprocessor_conf": {"fs": 16000, "speech_length": 30, "na_symbol": "<na>"},
+        "preprocessor_conf": {
+            "fs": 16000,
+            "speech_length": 30,
+            "speech_resolution": 0.02,
+            "na_symbol": "<na>",
+            "notime_symbol": "<notimestamps>",
+            "first_time_symbol": "<0.00>",
+            "last_time_symbol": "<30.00>",
+        },
         "token_type": "bpe",
     }
     return OwsmBackbone(build_s2t(config), tokens, config=config)
