@@ -3,7 +3,7 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,11 +11,17 @@ from espnet_moe.errors import UserError
 
 
 @contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
+def atomic(
+    path: str | Path, before_replacing: Callable[[], object] = lambda: None
+) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to; rename it to ``path`` if all went well.
 
     Whatever was at ``path`` before stays until the new file is complete and on disk. A write that
-    fails leaves no rest behind.
+    fails leaves no rest behind; one that is killed leaves one that :func:`remove_leftovers` finds.
+
+    Args:
+        path: The file to write.
+        before_replacing: Called when the new file is on disk, such as to keep the one before.
 
     Raises:
         UserError: Where the disk is full or cannot be written; names the file that was kept.
@@ -33,7 +39,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
+        before_replacing()
         os.replace(temporary, path)
+        _sync(path.parent)
     except Exception as error:
         if not is_disk_error(error):
             raise
@@ -43,6 +51,21 @@ def atomic(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Bring a folder's new name to disk, too."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove what writes of :func:`atomic` have left in a folder when they were killed."""
+    for path in Path(folder).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def is_disk_error(error: Exception) -> bool:

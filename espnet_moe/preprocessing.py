@@ -11,6 +11,7 @@ from espnet_moe.backbones.features import MAX_SAMPLES, SAMPLE_RATE
 from espnet_moe.backbones.protocol import Tokens
 from espnet_moe.config import ConfigError
 from espnet_moe.data.extras import NOTHING
+from espnet_moe.interruption import ignore_in_loaders
 from espnet_moe.training_data import Labels, balanced_batches
 
 
@@ -55,6 +56,7 @@ class Preprocessor(AbsPreprocessor):
             the set has them ``memberships (experts,)`` and ``weight (1,)``, float32, and
             ``text_ctc (tokens,)`` ids, none for an utterance without a part in the CTC loss.
         """
+        ignore_in_loaders()
         speech, text, language = data["speech"], str(data["text"]), str(data["language"])
         if language not in self.indices:
             raise ConfigError(

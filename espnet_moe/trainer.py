@@ -1,28 +1,34 @@
 """ESPnet's trainer with whole checkpoints, WER validation, and experts at the end.
 
 The epochs' inside is ESPnet's. What is around them is written anew for three things: checkpoints
-that are whole or absent, WER measured every so many validations, and exact resumption.
+that are whole or absent, WER measured every so many validations, and exact resumption, at the very
+step where a signal has asked the training to leave.
 """
 
 import argparse
 import datetime
 import logging
-import pickle
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
-from espnet2.train.reporter import Reporter
+from espnet2.train.reporter import (
+    Reporter,
+    SubReporter,
+    WeightedAverage,
+    to_reported_value,
+)
 from espnet2.train.trainer import Trainer as ESPnetTrainer
 from espnet2.train.trainer import TrainerOptions as ESPnetTrainerOptions
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
+from espnet_moe.checkpoints import Checkpoints, Position
 from espnet_moe.config import ConfigError
-from espnet_moe.errors import UserError
 from espnet_moe.files import atomic
+from espnet_moe.interruption import Interrupted, Interruptible, Requeue, Signals
 from espnet_moe.model import TrainedModel
 
 
@@ -78,53 +84,94 @@ class Trainer(ESPnetTrainer):
         trainer_options: TrainerOptions,
         distributed_option: Any,
     ) -> None:
-        """Train, from the last checkpoint where there is one."""
-        options = trainer_options
-        run = _Run(model, optimizers, schedulers, options, distributed_option)
-        run.resume()
+        """Train, from the last checkpoint where there is one.
+
+        Raises:
+            Requeue: After SIGTERM or SIGUSR1; the checkpoint is written.
+        """
+        run = _Run(model, optimizers, schedulers, trainer_options, distributed_option)
+        with run.signals.noted():
+            start = run.resume()
+            if run.is_first:
+                run.open_writers()
+            for epoch in range(run.reporter.get_epoch() + 1, trainer_options.max_epoch + 1):
+                if run.is_finished():
+                    break
+                logging.info("%d/%depoch started", epoch, trainer_options.max_epoch)
+                steps, start = cls._train(run, epoch, train_iter_factory, start), None
+                cls._validate(run, epoch, valid_iter_factory, steps)
+                if run.is_first:
+                    run.record(epoch)
+                if steps.broken:
+                    logging.warning("no step of epoch %d had finite gradients: stopped here", epoch)
+                    break
         if run.is_first:
-            run.open_writers()
-        for epoch in range(run.reporter.get_epoch() + 1, options.max_epoch + 1):
-            if run.is_finished():
-                break
-            logging.info("%d/%depoch started", epoch, options.max_epoch)
-            # Seeded anew by the epoch's number: a resumed epoch draws what it would have drawn.
-            set_all_random_seed(options.seed + epoch)
-            run.reporter.set_epoch(epoch)
-            # Accumulated but not yet used: a resumed epoch would not have it either.
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            with run.reporter.observe("train") as observed:
-                broken = cls.train_one_epoch(
-                    model=run.parallel,
-                    optimizers=optimizers,
-                    schedulers=schedulers,
-                    iterator=train_iter_factory.build_iter(epoch),
-                    reporter=observed,
-                    scaler=run.scaler,
-                    summary_writer=run.train_writer,
-                    options=options,
-                    distributed_option=distributed_option,
-                )
-            interval = options.wer_interval
-            model.measure_wer = interval is not None and (
-                epoch % interval == 0 or epoch == options.max_epoch
-            )
+            run.close()
+
+    @classmethod
+    def _train(cls, run: "_Run", epoch: int, factory: Any, start: Position | None) -> "_Steps":
+        """The training of one epoch, or what is left of it."""
+        options = run.options
+        # Seeded anew by the epoch's number: a resumed epoch draws what it would have drawn.
+        set_all_random_seed(options.seed + epoch)
+        run.reporter.set_epoch(epoch)
+        # Accumulated but not yet used: a resumed epoch would not have it either.
+        for optimizer in run.optimizers:
+            optimizer.zero_grad()
+        with run.reporter.observe("train") as observed:
+            if start is not None:
+                _put_back(observed, start)
+            accum_grad = options.accum_grad
+            batches = Interruptible(factory.build_iter(epoch), run.signals, accum_grad, start)
+            broken = False
+            if start is not None and start.trained:
+                start.restore_generators()
+            else:
+                try:
+                    broken = cls.train_one_epoch(
+                        model=run.parallel,
+                        optimizers=run.optimizers,
+                        schedulers=run.schedulers,
+                        iterator=batches,
+                        reporter=observed,
+                        scaler=run.scaler,
+                        summary_writer=run.train_writer,
+                        options=options,
+                        distributed_option=run.distributed,
+                    )
+                except Interrupted:
+                    run.leave(run.position(epoch, batches.done, False, observed))
+                # It may have left after the last step.
+                broken = broken and (start is None or batches.done > start.iterations)
+            end = run.position(epoch, batches.done, True, observed)
+        return _Steps(broken, end)
+
+    @classmethod
+    def _validate(cls, run: "_Run", epoch: int, factory: Any, steps: "_Steps") -> None:
+        """The validation after an epoch, with the WER where it is due."""
+        interval = run.options.wer_interval
+        run.model.measure_wer = interval is not None and (
+            epoch % interval == 0 or epoch == run.options.max_epoch
+        )
+        try:
             with run.reporter.observe("valid") as observed:
                 cls.validate_one_epoch(
                     model=run.parallel,
-                    iterator=valid_iter_factory.build_iter(epoch),
+                    iterator=Interruptible(factory.build_iter(epoch), run.signals),
                     reporter=observed,
-                    options=options,
-                    distributed_option=distributed_option,
+                    options=run.options,
+                    distributed_option=run.distributed,
                 )
-            if run.is_first:
-                run.record(epoch)
-            if broken:
-                logging.warning("no step of epoch %d had finite gradients: stopped here", epoch)
-                break
-        if run.is_first:
-            run.close()
+        except Interrupted:
+            run.leave(steps.end)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """What training an epoch has come to: whether no step had finite gradients, and where."""
+
+    broken: bool
+    end: Position
 
 
 class _Run:
@@ -140,6 +187,10 @@ class _Run:
     ) -> None:
         self.model, self.optimizers, self.schedulers = model, optimizers, schedulers
         self.options, self.folder = options, Path(options.output_dir)
+        self.checkpoints = Checkpoints(self.folder)
+        self.distributed = distributed
+        self.device = "cuda" if options.ngpu > 0 else "cpu"
+        self.signals = Signals(self.device if distributed.distributed else None)
         self.reporter = Reporter()
         self.scaler = GradScaler("cuda") if options.use_amp else None
         self.is_first = not distributed.distributed or distributed.dist_rank == 0
@@ -152,35 +203,18 @@ class _Run:
 
     # -- checkpoints ------------------------------------------------------------------------------
 
-    @property
-    def checkpoint(self) -> Path:
-        """Everything that going on needs."""
-        return self.folder / "checkpoint.pth"
+    def resume(self) -> Position | None:
+        """Go on from the checkpoint, if there is one and it is wanted.
 
-    def resume(self) -> None:
-        """Go on from the checkpoint, if there is one and it is wanted."""
-        if not (self.options.resume and self.checkpoint.exists()):
-            return
-        device = "cuda" if self.options.ngpu > 0 else "cpu"
-        try:
-            states = torch.load(self.checkpoint, map_location=device, weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise UserError(
-                f"{self.checkpoint} cannot be read ({error}): move it away to train from the start"
-            ) from error
-        if states["base_digest"] != self.options.base_digest:
-            raise ConfigError(
-                f"{self.checkpoint} was trained on another base: give that one as "
-                "--backbone_conf path=…, or another --output_dir"
-            )
-        old, new = states["expert_settings"], self.options.expert_settings or {}
-        if changed := sorted(k for k in new if old.get(k) != new[k]):
-            what = "experts" if self.options.phase == "expert" else "settings"
-            raise ConfigError(
-                f"{self.checkpoint} was trained with other {what}: "
-                + "; ".join(f"{k} was {old.get(k)}, is {new[k]}" for k in changed)
-                + "; go on with the old ones, or use another --output_dir"
-            )
+        Returns:
+            The place inside an epoch, if the training had to leave there.
+        """
+        if self.is_first:
+            self.checkpoints.clean()
+        states = self.checkpoints.load(self.device) if self.options.resume else None
+        if states is None:
+            return None
+        self._check(states)
         self.model.load_state_dict(states["model"])
         self.reporter.load_state_dict(_with_times(states["reporter"]))
         for optimizer, state in zip(self.optimizers, states["optimizers"], strict=True):
@@ -190,28 +224,100 @@ class _Run:
                 scheduler.load_state_dict(state)
         if self.scaler is not None and states["scaler"] is not None:
             self.scaler.load_state_dict(states["scaler"])
-        logging.info("resumed from %s after epoch %d", self.checkpoint, self.reporter.get_epoch())
-        if self.is_first:
+        epoch = self.reporter.get_epoch()
+        if self.is_first and epoch:
             # The checkpoint is written before the links: a kill between the two is made good here.
-            self._point(self.reporter.get_epoch())
+            self._point(epoch)
+        positions = [Position(**p) for p in states.get("positions") or []]
+        if not positions:
+            logging.info("resumed from %s after epoch %d", self.folder, epoch)
+            return None
+        ranks = self.distributed.dist_world_size or 1 if self.distributed.distributed else 1
+        if len(positions) != ranks:
+            raise ConfigError(
+                f"the training in {self.folder} was left inside an epoch by {len(positions)} "
+                f"processes: {ranks} cannot go on there; start as many"
+            )
+        start = positions[self.rank]
+        logging.info(
+            "resumed from %s after iteration %d of epoch %d",
+            self.folder,
+            start.iterations,
+            start.epoch,
+        )
+        return start
+
+    @property
+    def rank(self) -> int:
+        """Of this process among those that train together."""
+        return self.distributed.dist_rank or 0 if self.distributed.distributed else 0
+
+    def _check(self, states: dict[str, Any]) -> None:
+        """Whether a checkpoint is of the same training."""
+        where = f"the checkpoint in {self.folder}"
+        if states["base_digest"] != self.options.base_digest:
+            raise ConfigError(
+                f"{where} was trained on another base: give that one as "
+                "--backbone_conf path=…, or another --output_dir"
+            )
+        old, new = states["expert_settings"], self.options.expert_settings or {}
+        if changed := sorted(k for k in new if old.get(k) != new[k]):
+            what = "experts" if self.options.phase == "expert" else "settings"
+            raise ConfigError(
+                f"{where} was trained with other {what}: "
+                + "; ".join(f"{k} was {old.get(k)}, is {new[k]}" for k in changed)
+                + "; go on with the old ones, or use another --output_dir"
+            )
 
     def _save(self, epoch: int) -> None:
-        state = self.model.state_dict()
         with atomic(self.folder / f"{epoch}epoch.pth") as path:
-            torch.save(state, path)
-        with atomic(self.checkpoint) as path:
-            torch.save(
-                {
-                    "model": state,
-                    "base_digest": self.options.base_digest,
-                    "expert_settings": self.options.expert_settings,
-                    "reporter": _plain(self.reporter.state_dict()),
-                    "optimizers": [o.state_dict() for o in self.optimizers],
-                    "schedulers": [None if s is None else s.state_dict() for s in self.schedulers],
-                    "scaler": None if self.scaler is None else self.scaler.state_dict(),
-                },
-                path,
-            )
+            torch.save(self.model.state_dict(), path)
+        self.checkpoints.save(self._state(_plain(self.reporter.state_dict())))
+
+    def _state(self, reporter: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "base_digest": self.options.base_digest,
+            "expert_settings": self.options.expert_settings,
+            "reporter": reporter,
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "schedulers": [None if s is None else s.state_dict() for s in self.schedulers],
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+        }
+
+    def position(
+        self, epoch: int, iterations: int, trained: bool, observed: SubReporter
+    ) -> Position:
+        """Where the training is, with what this epoch's batches have reported."""
+        stats = {
+            key: [(v.weight if isinstance(v, WeightedAverage) else None, v.value) for v in values]
+            for key, values in observed.stats.items()
+        }
+        return Position.here(epoch, iterations, trained, self.rank, _plain(stats))
+
+    def leave(self, position: Position) -> NoReturn:
+        """Write a checkpoint inside an epoch, and end the process.
+
+        Raises:
+            Requeue: Always.
+        """
+        positions: list[Any] = [position.plain()]
+        if self.distributed.distributed:
+            positions = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(positions, position.plain())
+        if self.is_first:
+            reporter = _plain(self.reporter.state_dict())
+            # This epoch's figures come again when it is done.
+            reporter["epoch"] = position.epoch - 1
+            reporter["stats"] = {
+                e: stats for e, stats in reporter["stats"].items() if e < position.epoch
+            }
+            self.checkpoints.save(self._state(reporter) | {"positions": positions})
+            self.signals.log(position)
+            for writer in (self.train_writer, self.valid_writer):
+                if writer is not None:
+                    writer.close()
+        raise Requeue
 
     # -- what an epoch leaves behind --------------------------------------------------------------
 
@@ -300,10 +406,20 @@ def _with_times(reporter: dict[str, Any]) -> dict[str, Any]:
     return reporter
 
 
+def _put_back(observed: SubReporter, start: Position) -> None:
+    """What the batches of an epoch before a place in it have reported."""
+    for key, values in start.stats.items():
+        observed.stats[key] = [to_reported_value(value, weight) for weight, value in values]
+        observed.count = len(values)
+    observed.total_count += observed.count
+
+
 def _plain(value: Any) -> Any:
     """Numbers as Python's own, so that a checkpoint loads with ``weights_only=True``."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(v) for v in value)
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
     if hasattr(value, "item"):

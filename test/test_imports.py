@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "espnet_moe"
 ROWS = [
     {"errors", "__init__"},
     {"files", "config", "stamps"},
-    {"data", "experts"},
-    {"scoring", "routing"},
+    {"data", "experts", "checkpoints"},
+    {"scoring", "routing", "interruption"},
     {"backbones", "report", "clustering"},
     {"decoding", "analysis"},
     {"model", "training_data"},
