@@ -218,7 +218,9 @@ def test_the_whole_path_and_again(recipe: Recipe) -> None:
     assert (
         "--test_sets test_hi test_it --systems baseline oracle --inference_tag decode_gr" in score
     )
-    assert (recipe.folder / "exp/name/oracle/decode_greedy/test_it/text").read_text() == "u-1 ciao\n"
+    assert (
+        recipe.folder / "exp/name/oracle/decode_greedy/test_it/text"
+    ).read_text() == "u-1 ciao\n"
     assert (recipe.folder / "exp/name/expert_hi/train.log").exists()
 
     again = recipe.run("--ngpu", "0", "--train_args", "--max_epoch 4")
@@ -267,7 +269,9 @@ def test_the_mixture(recipe: Recipe) -> None:
     ):
         assert part in joint
     experts = "--experts hi=exp/name/expert_hi/expert it=exp/name/expert_it/expert"
-    assert f"--system hard {experts} --router exp/name/utterance/router" in recipe.line("--system hard")
+    assert f"--system hard {experts} --router exp/name/utterance/router" in recipe.line(
+        "--system hard"
+    )
     segment = recipe.line("--system segment")
     assert f"{experts} --router exp/name/utterance/router --data dump/raw/test_cs_inter" in segment
     assert "--router exp/name/frame/router" in recipe.line("--system frame")
@@ -301,7 +305,10 @@ def test_clusters_have_experts_of_their_own(recipe: Recipe) -> None:
     assert "--test dump/raw/test_hi dump/raw/test_it dump/raw/test_cs_inter" in assign
     assert "--train dump/raw/train_hi dump/raw/train_it --dev dump/raw/dev_hi" in assign
     oracle = recipe.line("--system oracle")
-    assert "--experts c0=exp/name/expert_kmeans_c0/expert c1=exp/name/expert_kmeans_c1/expert" in oracle
+    assert (
+        "--experts c0=exp/name/expert_kmeans_c0/expert c1=exp/name/expert_kmeans_c1/expert"
+        in oracle
+    )
     assert "--utt2experts exp/name/assign_kmeans/utt2experts" in oracle
     assert "--systems baseline oracle_kmeans hard_kmeans joint_kmeans" in recipe.line("score")
 

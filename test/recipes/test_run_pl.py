@@ -183,3 +183,23 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_the_time_limit_is_near(tmp_path: Path) -> None:
+    """USR1: what runs may end in its own way, nothing else starts, and 75 asks for another run."""
+    script = "trap 'echo leaving; exit 75' USR1; echo $$ >pid.JOB; while :; do sleep 0.05; done"
+    launcher = subprocess.Popen(
+        [RUN_PL, "--max-jobs-run", "1", "JOB=1:2", "u.JOB.log", "bash", "-c", quoted(script)],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    pid = wait_for_number(tmp_path / "pid.1")
+    shell = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    for process in (pid, shell, launcher.pid):  # as slurm.pl signals all that is below
+        os.kill(process, signal.SIGUSR1)
+    assert launcher.wait(timeout=10) == 75
+    launcher.communicate()
+    assert output(tmp_path / "u.1.log") == ["leaving"]
+    assert "# Ended (code 75)" in (tmp_path / "u.1.log").read_text()
+    assert not (tmp_path / "u.2.log").exists()

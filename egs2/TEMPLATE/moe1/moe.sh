@@ -18,6 +18,8 @@ stage=1                         # first stage to run
 stop_stage=15                   # last stage to run
 skip_stages=                    # stages to leave out, e.g. "2 3"
 ## Machine
+cmd_backend=local               # where jobs run: local or slurm; see cmd.sh and conf/slurm.conf
+max_jobs_run=                   # jobs of an array at a time; empty: as many as there is room for
 ngpu=auto                       # GPUs for the training of an expert; auto: 1 where there is one
 gpu_inference=true              # decode on a GPU where there is one
 nj=$(env -u OMP_NUM_THREADS nproc) # processes of data preparation
@@ -51,6 +53,7 @@ experts_tag=expert              # an expert is in exp/<experts_tag>_<name>
 routers=                        # NAME, trained by conf/train_NAME.yaml; the last one for the system frame
 joint_config=                   # joint training; empty: none, e.g. conf/train_joint.yaml
 joint_strategy=soft             # strategy of the system joint
+only_experts=                   # train these only, e.g. "hi te"; empty: all
 train_args=                     # further options of every training, e.g. "--max_epoch 4"
 ## Decoding
 systems="baseline oracle"       # and hard soft threshold topk hierarchical fixed joint
@@ -77,7 +80,7 @@ check_options() {
     [[ $ngpu =~ ^([0-9]+|auto)$ ]] || problems+=("--ngpu is a number or auto, not '$ngpu'")
     [[ $fs =~ ^(16k|16000)$ ]] || problems+=("--fs is 16k for every backbone, not '$fs'")
     [ -n "$langs" ] || problems+=("--langs names no language")
-    for number in nj inference_nj; do
+    for number in nj inference_nj ${max_jobs_run:+max_jobs_run}; do
         [[ ${!number} =~ ^[1-9][0-9]*$ ]] || problems+=("--$number is at least 1, not '${!number}'")
     done
     [[ $embedding_layer =~ ^[0-9]+$ ]] ||
@@ -134,7 +137,10 @@ check_options
 log "$command_line"
 . ./path.sh
 . ./cmd.sh
+# SLURM's warning before the time limit is for what runs below; the launcher ends with status 75.
+trap : USR1
 
+throttle=${max_jobs_run:+--max-jobs-run $max_jobs_run}
 raw=$dumpdir/raw
 logs=$expdir/log
 test_sets=${test_sets:-$(each 'test_%s ' $langs)}

@@ -81,11 +81,11 @@ decoding() { # stage 10
     done
     [ ${#pending[@]} -gt 0 ] || return 0
     # All shares of all systems are one array; a system whose shares all went well is done.
-    $decode_cmd --gpu "$inference_gpus" SHARE="$(join , "${shares[@]}")" \
+    $decode_cmd --gpu "$inference_gpus" $throttle SHARE="$(join , "${shares[@]}")" \
         "$logs/decode_$inference_tag.SHARE.log" $python -m espnet_moe.bin.decode \
         "@$logs/decode_$inference_tag.SHARE.args" || failed=$?
-    for system in "${pending[@]}"; do merge_shares "$system" || failed=1; done
-    [ $failed = 0 ] || exit 1
+    for system in "${pending[@]}"; do merge_shares "$system" || [ $failed != 0 ] || failed=1; done
+    [ $failed = 0 ] || exit "$failed"
 }
 
 decode_stamp() {

@@ -6,26 +6,32 @@ use strict;
 use warnings;
 
 # Options with a value that every launcher takes; `--a-b` is the same as `--a_b`.
-my @OPTIONS = qw(config gpu max_jobs_run mem name num_nodes num_threads time);
+my @COMMON = qw(config gpu max_jobs_run mem name num_nodes num_threads time);
+
+# The status of a command that wants to go on in another job (EX_TEMPFAIL).
+sub requeue { return 75 }
 
 my $WHOLE_NUMBER = qr/^(?:gpu|max_jobs_run|num_nodes|num_threads)$/;
 
-# parse($program, @arguments): read `[options] [JOB=1:N] [options] log command ...`.
+# parse($program, $more, @arguments): read `[options] [JOB=1:N] [options] log command ...`.
 #
 # JOB=a:b stands for the numbers a to b, JOB=x,y,z for these words; wherever the name occurs in the
 # log's name and in the command, a job's own value takes its place.
 #
+# $more: names of further options, which this launcher alone has.
+#
 # Returns a hash: options {name => value}, name (of the array, or undef), values [one a job],
 # log, command [words].
 sub parse {
-    my ($program, @rest) = @_;
+    my ($program, $more, @rest) = @_;
+    my @legal = sort(@COMMON, @$more);
     my %job = (program => $program, options => {}, name => undef, values => [""]);
     while (@rest) {
         if ($rest[0] =~ /^--?([A-Za-z][\w-]*)$/) {
             (my $option = $1) =~ tr/-/_/;
             shift @rest;
-            grep { $_ eq $option } @OPTIONS
-                or usage($program, "option --$option is unknown; legal: --" . join(" --", @OPTIONS));
+            grep { $_ eq $option } @legal
+                or usage($program, "option --$option is unknown; legal: --" . join(" --", @legal));
             @rest or usage($program, "option --$option needs a value");
             my $value = shift @rest;
             if ($option =~ $WHOLE_NUMBER && $value !~ /^\d+$/) {

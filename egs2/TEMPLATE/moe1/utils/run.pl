@@ -11,7 +11,8 @@
 # --mem, --time, --num-nodes, --name, --config are for clusters, and change nothing here
 #
 # Exit status: 0 if all went well, 1 if a job failed, 2 after Ctrl-C or a TERM signal (all jobs and
-# what they started are ended first).
+# what they started are ended first), 75 after a USR1 signal, which jobs get too where slurm.pl has
+# started this: those that run are waited for, and no others are started.
 use strict;
 use warnings;
 use Cwd qw(abs_path);
@@ -23,7 +24,7 @@ require(dirname(abs_path($0)) . "/job.pm");
 
 my $GRACE = 20;    # seconds between asking jobs to end and ending them
 
-my $job = job::parse("run.pl", @ARGV);
+my $job = job::parse("run.pl", [], @ARGV);
 my $gpus_each = $job->{options}{gpu};
 my @free_gpus = $gpus_each ? gpus() : ();
 if ($gpus_each && $gpus_each > @free_gpus) {
@@ -34,13 +35,15 @@ my @waiting = @{$job->{values}};
 my %running;       # process id => {log, start, gpus}
 my %failed;        # log => 1
 my $ending;        # the signal that was caught
+my $leaving;       # whether the time limit is near (USR1)
 
 # The handlers only take note, and wake the loop below, which does the rest.
 $SIG{$_} = sub { $ending = shift } for qw(INT TERM HUP);
+$SIG{USR1} = sub { $leaving = 1 };
 $SIG{CHLD} = sub { };
 
-while (!$ending && (@waiting || %running)) {
-    while (!$ending && @waiting && keys(%running) < $places) {
+while (!$ending && (%running || @waiting && !$leaving)) {
+    while (!$ending && !$leaving && @waiting && keys(%running) < $places) {
         start(shift @waiting);
     }
     reap() or nap();
@@ -51,6 +54,7 @@ if ($ending) {
     exit 2;
 }
 my @logs = map { job::fill($job, $job->{log}, $_) } @{$job->{values}};
+exit job::requeue() if $leaving && (@waiting || %failed);
 exit job::verdict($job, [grep { $failed{$_} } @logs]);
 
 # The GPUs that jobs may use, as CUDA_VISIBLE_DEVICES names them.
@@ -91,13 +95,14 @@ sub start {
     my $pid = fork;
     defined $pid or die "run.pl: error: cannot start a process: $!\n";
     if ($pid == 0) {
-        $SIG{$_} = "DEFAULT" for qw(INT TERM HUP);
+        $SIG{$_} = "DEFAULT" for qw(INT TERM HUP USR1 CHLD);
         setpgid(0, 0);    # so that all the job starts can be ended with it
         $ENV{CUDA_VISIBLE_DEVICES} = join(",", @gpus) if defined $gpus_each;
         open STDIN, "<", "/dev/null";
         open STDOUT, ">>", $log or exit 1;
         open STDERR, ">&", \*STDOUT or exit 1;
-        exec("bash", "-o", "pipefail", "-c", $line) or exit 127;
+        # The shell outlives a USR1, so that the command may end in its own way.
+        exec("bash", "-o", "pipefail", "-c", "trap : USR1\n$line") or exit 127;
     }
     setpgid($pid, $pid);    # whichever of the two is first
     $running{$pid} = {log => $log, start => time, gpus => \@gpus};

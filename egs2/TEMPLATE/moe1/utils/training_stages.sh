@@ -30,7 +30,7 @@ embeddings() { # stage 5
     done
     [ ${#pending[@]} -gt 0 ] || return 0
     # Every job alone calls its work done: what one loses, the others keep.
-    $decode_cmd --gpu "$inference_gpus" NAME="$(join , "${pending[@]}")" \
+    $decode_cmd --gpu "$inference_gpus" $throttle NAME="$(join , "${pending[@]}")" \
         "$logs/embed_NAME.log" $python -m espnet_moe.bin.embed "@$logs/embed_NAME.args" \
         --backbone "$backbone" --context "$context" --layer "$embedding_layer" \
         --pooling "$embedding_pooling" --out "$expdir/embeddings" \&\& \
@@ -98,7 +98,7 @@ router_training() { # stage 7
         fi
     done
     [ ${#pending[@]} -gt 0 ] || return 0
-    $cuda_cmd --gpu "$ngpu" ROUTER="$(join , "${pending[@]}")" "$expdir/ROUTER$by/train.log" \
+    $cuda_cmd --gpu "$ngpu" $throttle ROUTER="$(join , "${pending[@]}")" "$expdir/ROUTER$by/train.log" \
         $python -m espnet_moe.bin.train --config conf/train_ROUTER.yaml --phase router \
         --experts "${experts[@]}" --languages $langs $(common) \
         $(sets_for train_router dev_router) --output_dir "$expdir/ROUTER$by" $train_args \&\& \
@@ -109,6 +109,7 @@ expert_training() { # stage 8
     local pending=() experts name
     read_experts
     for name in "${experts[@]}"; do
+        [ -z "$only_experts" ] || listed "$name" $only_experts || continue
         if to_train "$expdir/.done/stage8_$experts_tag${by}_$name.json" \
             "$expdir/$experts_tag${by}_$name" "$expdir/$experts_tag${by}_$name/expert/expert.json" \
             "$train_config" "$assigned"/{data,stats}/{train,dev}"_$name"; then
@@ -116,7 +117,7 @@ expert_training() { # stage 8
         fi
     done
     [ ${#pending[@]} -gt 0 ] || return 0
-    $cuda_cmd --gpu "$ngpu" EXPERT="$(join , "${pending[@]}")" \
+    $cuda_cmd --gpu "$ngpu" $throttle EXPERT="$(join , "${pending[@]}")" \
         "$expdir/$experts_tag${by}_EXPERT/train.log" \
         $python -m espnet_moe.bin.train --config "$train_config" --phase expert \
         --experts EXPERT $(common) \
