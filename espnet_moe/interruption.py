@@ -40,6 +40,17 @@ def ignore_in_loaders() -> None:
     if torch.utils.data.get_worker_info() is not None:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda number, frame: _end_in(LOADER_GRACE))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, MEANING)
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Hold signals back in processes started inside, until they call :func:`ignore_in_loaders`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, MEANING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_in(seconds: float) -> None:
@@ -122,7 +133,8 @@ class Interruptible:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        batches = iter(self.batches)
+        with _held_back():
+            batches = iter(self.batches)
         for _ in range(self.done):
             next(batches, None)
         if self.start is not None:
