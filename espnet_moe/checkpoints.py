@@ -22,7 +22,8 @@ class Checkpoints:
     """The newest checkpoint of a folder and the one before it.
 
     A checkpoint counts when ``checkpoint.json``, which is written last, has its SHA-256. So a kill
-    at any moment leaves one that counts, and one that a disk has damaged is not gone on from.
+    at any moment leaves one that counts, and one that a disk has damaged is not gone on from. One
+    that does not count never takes the place of one that does.
 
     Args:
         folder: Of the training.
@@ -32,18 +33,24 @@ class Checkpoints:
         self.folder = folder
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write a checkpoint; the newest until now becomes the one before.
+        """Write a checkpoint; the newest that counts until now becomes the one before.
 
         Raises:
             UserError: Where the disk is full; the ones before are kept.
         """
         newest, before = self.folder / NEWEST, self.folder / BEFORE
-        known = self._known()
-        with atomic(newest, before_replacing=lambda: _keep(newest, before)) as path:
+        digest = self._digest(newest)
+        kept = digest or self._digest(before)
+
+        def keep() -> None:
+            if digest:
+                newest.replace(before)
+
+        with atomic(newest, before_replacing=keep) as path:
             torch.save(state, path)
             written = sha256(path)
         with atomic(self.folder / MANIFEST) as path:
-            digests = {"newest": written, "before": known.get("newest")}
+            digests = [written, kept] if kept else [written]
             path.write_text(json.dumps({"sha256": digests}, indent=1) + "\n", encoding="utf-8")
 
     def load(self, device: str) -> dict[str, Any] | None:
@@ -56,10 +63,9 @@ class Checkpoints:
         for path in (self.folder / NEWEST, self.folder / BEFORE):
             if not path.exists():
                 continue
-            known = set(self._known().values())
             try:
-                if known and sha256(path) not in known:
-                    raise RuntimeError("its SHA-256 is not the one in checkpoint.json")
+                if not self._digest(path):
+                    raise RuntimeError("its SHA-256 is not in checkpoint.json")
                 state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
             except UNREADABLE as error:
                 problems.append(f"{path} cannot be read ({error})")
@@ -77,20 +83,23 @@ class Checkpoints:
         """Remove what killed writes have left."""
         remove_leftovers(self.folder)
 
-    def _known(self) -> dict[str, str]:
+    def _digest(self, path: Path) -> str | None:
+        """The SHA-256 of a checkpoint that counts; without a manifest each does that is there."""
+        if not path.exists():
+            return None
+        known = self._known()
+        digest = sha256(path)
+        return digest if known is None or digest in known else None
+
+    def _known(self) -> list[str] | None:
         try:
             manifest = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
-            return {name: digest for name, digest in manifest["sha256"].items() if digest}
+            return [str(digest) for digest in manifest["sha256"]]
         except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
             logging.warning("%s cannot be read (%s)", self.folder / MANIFEST, error)
-            return {}
-
-
-def _keep(newest: Path, before: Path) -> None:
-    if newest.exists():
-        newest.replace(before)
+            return None
 
 
 @dataclass(frozen=True)
