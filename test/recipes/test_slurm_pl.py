@@ -250,6 +250,19 @@ def test_queued_again_after_a_signal(cluster: Cluster) -> None:
     assert text.count("# Started at") == 2
 
 
+def test_a_preempted_command_that_knows_no_signals(cluster: Cluster) -> None:
+    """SLURM runs it again; that the first run was ended is no failure."""
+    script = "if [ -e seen ]; then echo again; else touch seen; exec sleep 100; fi"
+    launcher = cluster.start("p.log", "bash", "-c", script)
+    job = cluster.job_of("p.log")
+    cluster.wait((cluster.folder / "seen").exists)
+    cluster.do("scontrol", "requeue", job)
+    assert launcher.wait(timeout=200) == 0, (cluster.folder / "p.log").read_text()
+    text = (cluster.folder / "p.log").read_text()
+    assert "preempted or cancelled (TERM)" in text
+    assert cluster.lines("p.log")[-1] == "again"
+
+
 def test_a_training_that_is_preempted_half_way(
     cluster: Cluster, train_args: Callable[..., list[str]]
 ) -> None:

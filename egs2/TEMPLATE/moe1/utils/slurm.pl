@@ -17,7 +17,8 @@
 # --gpu, --mem, --name, --num-nodes, --num-threads, --time: as that file says
 #
 # The script of the jobs is written to q/ beside the log. A command that ends with status 75 after a
-# signal (USR1 before the time limit, TERM at a preemption) is queued again and waited for.
+# signal (USR1 before the time limit) is queued again and waited for; so is one that was ended by TERM,
+# where it was SLURM's preemption and no cancelling.
 #
 # Exit status: 0 if all went well, 1 if a job failed, 2 after Ctrl-C or a TERM signal (all jobs are
 # cancelled first).
@@ -172,6 +173,8 @@ if [ -n "$caught" ] && [ "$status" = "$again" ]; then
     exit "$again"
 fi
 [ -z "$caught" ] || echo "# $reason" >>"$log"
+# Only SLURM knows whether that was the end; slurm.pl asks it.
+[ "$caught" != TERM ] || [ "$status" = 0 ] || wait=
 echo "# Finished at $(date) with status $status, elapsed time $((SECONDS - started)) seconds" >>"$log"
 [ -z "$wait" ] || { echo "$status" >"$sync.new" && mv "$sync.new" "$sync"; }
 exit "$status"
@@ -243,7 +246,7 @@ sub living {
     for (split /\n/, $lines) {
         my ($n, $state, $why) = split " ", $_, 3;
         $n = 0 unless defined $job->{name};
-        $alive{$n} = [$state, $why // ""] unless $state =~ /^(COMPLETED|CANCELLED|FAILED|TIMEOUT)/;
+        $alive{$n} = [$state, $why // ""] unless $state =~ /^(?:COMPLETED|CANCELLED|FAILED|TIMEOUT|OUT_OF|DEADLINE)/;
     }
     return \%alive;
 }
