@@ -135,6 +135,8 @@ class Interruptible:
     def __iter__(self) -> Iterator[Any]:
         with _held_back():
             batches = iter(self.batches)
+        if self.done:
+            logging.info("making %d batches again that were trained on before", self.done)
         for _ in range(self.done):
             next(batches, None)
         if self.start is not None:

@@ -109,7 +109,7 @@ def test_router_and_joint_phase(train):
     kept = torch.load(joint / "valid.loss.best.pth", weights_only=True)
     assert any("lora_" in name for name in kept)
     assert not any("merge_proj.base" in name for name in kept)
-    state = torch.load(joint / "checkpoint.pth", weights_only=False)
+    state = torch.load(joint / "checkpoint.pth", weights_only=True)
     stats = state["reporter"]["stats"][2]
     assert stats["train"]["loss_ctc"] == 0.0
     assert stats["valid"]["loss_ctc"] > 0.0

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Pre-train a tiny base that the mini recipes adapt, shaped like Whisper (whisper_mini/, committed) or
-# OWSM: on a GPU in minutes, on two cores in an hour or more. Interrupted, the next call goes on from
+# Pre-train a tiny base that the mini recipes adapt, shaped like Whisper (whisper_mini/) or OWSM
+# (owsm_mini/), both of which are committed: on a GPU in minutes, on two cores in an hour or more. Interrupted, the next call goes on from
 # the last checkpoint.
 set -euo pipefail
 

@@ -6,8 +6,8 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-of_base=() # what a base wants besides
-[[ " $* " != *" --backbone owsm_mini "* ]] || of_base=(--config conf/owsm_mini.conf)
+of_base=() # what a base wants besides, wherever its folder is
+[[ ! " $* " =~ " --backbone "([^ ]*/)?"owsm_mini " ]] || of_base=(--config conf/owsm_mini.conf)
 
 ./moe.sh "${of_base[@]}" \
     --langs "hi it pa te" \

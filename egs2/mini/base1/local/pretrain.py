@@ -164,7 +164,7 @@ def owsm_tokens() -> OwsmTokens:
 
 
 def build_owsm(folder: Path) -> OwsmBackbone:
-    """A 2 M-parameter OWSM v3.1: 4 E-Branchformer layers, 2 decoder layers, width 112.
+    """A 2.8 M-parameter OWSM v3.1: 4 E-Branchformer layers, 2 decoder layers, width 112.
 
     Args:
         folder: Where the statistics of the features are written.
