@@ -19,6 +19,7 @@ stop_stage=15                   # last stage to run
 skip_stages=                    # stages to leave out, e.g. "2 3"
 ## Machine
 cmd_backend=local               # where jobs run: local or slurm; see cmd.sh and conf/slurm.conf
+submit=false                    # hand the stages to SLURM as a chain of jobs, as submit.sh does
 max_jobs_run=                   # jobs of an array at a time; empty: as many as there is room for
 ngpu=auto                       # GPUs for the training of an expert; auto: 1 where there is one
 gpu_inference=true              # decode on a GPU where there is one
@@ -137,8 +138,15 @@ check_options
 log "$command_line"
 . ./path.sh
 . ./cmd.sh
-# SLURM's warning before the time limit is for what runs below; the launcher ends with status 75.
+if [ $submit = true ]; then
+    . utils/submit_stages.sh
+    submit_stages
+    exit 0
+fi
+# SLURM's warnings of the time limit and of a preemption are for what runs below, and reach it: a
+# training writes its checkpoint, its launcher ends (with status 75 at the time limit), then this does.
 trap : USR1
+trap 'exit 143' TERM
 
 throttle=${max_jobs_run:+--max-jobs-run $max_jobs_run}
 raw=$dumpdir/raw

@@ -13,7 +13,7 @@
 #                      option gpu=0              an option with this value; it comes before *
 #                      default gpu=0             where the command line does not say
 # --after ID:ID      start when these jobs have gone well, and never if one has not
-# --detach true      do not wait: print the number of the job
+# --detach true      do not wait: print the number of the job ("option detach=true" may add to it)
 # --gpu, --mem, --name, --num-nodes, --num-threads, --time: as that file says
 #
 # The script of the jobs is written to q/ beside the log. A command that ends with status 75 after a
@@ -69,7 +69,8 @@ sub submission {
     my $file = delete $given{config};
     my $most = delete $given{max_jobs_run};
     my $after = delete $given{after};
-    delete $given{detach};
+    # What a job that nobody waits for gets besides is up to the configuration.
+    my $unwatched = delete $given{detach};
     $file = $DEFAULT_CONFIG unless defined $file;
     open my $config, "<", $file or stop("cannot read the configuration $file: $!");
     my (%for_value, %for_any, %default, $command);
@@ -84,6 +85,7 @@ sub submission {
         else { stop("$file:$.: '$line' is no line of command, option or default") }
     }
     defined $command or stop("$file has no line 'command sbatch ...'");
+    $given{detach} = $unwatched if $unwatched && $for_value{detach}{$unwatched};
     my %chosen = (%default, %given);
     my @words = split " ", $command;
     for my $name (sort keys %chosen) {

@@ -1,0 +1,68 @@
+# shellcheck shell=bash disable=SC2154,SC2046,SC2086  # options and lists of moe.sh
+# Sourced by moe.sh for submit.sh: the stages as a chain of SLURM jobs.
+# $expdir/submit/ keeps the options, the logs, and `jobs`: a line "job stage log" for each job.
+
+submit_stages() {
+    local folder=$expdir/submit number after='' log array gpu
+    refuse_a_second_chain "$folder/jobs"
+    mkdir -p "$folder"
+    write_options >"$folder/options"
+    rm -f "$folder"/*.log
+    : >"$folder/jobs"
+    for number in $STAGES; do
+        ! wanted "$number" || [ -z "$(work_of "$number")" ] || submit_stage "$number"
+    done
+    echo "./status.sh --expdir $expdir shows how it goes; scancel$(each ' %s' $(cut -d ' ' -f 1 "$folder/jobs")) ends it"
+}
+
+# work_of STAGE: empty where there is nothing to do in any case.
+work_of() {
+    case $1 in
+        7) echo "$routers" ;;
+        9) echo "$joint_config" ;;
+        *) echo yes ;;
+    esac
+}
+
+# submit_stage STAGE: a job, or an array of them, that starts when the one before has gone well.
+submit_stage() {
+    local words=() options=(--detach true --name "$(basename "$expdir")_stage$1") id
+    log=$folder/stage$1.log array='' gpu=0
+    if [ "$1" = 8 ] && [ "$experts_by" = language ]; then
+        # An expert a language; how many clusters there will be is not known yet.
+        array=EXPERT=$(join , $langs)
+        log=$folder/stage8_EXPERT.log
+        words=(--only_experts EXPERT)
+    else
+        options+=(--num-threads "$nj")
+    fi
+    ! listed "$1" 5 7 8 9 10 || [ "$ngpu" = auto ] || gpu=$ngpu
+    [ -z "$after" ] || options+=(--after "$after")
+    [ -z "$max_jobs_run" ] || options+=(--max-jobs-run "$max_jobs_run")
+    id=$(utils/slurm.pl "${options[@]}" --gpu "$gpu" $array "$log" \
+        ./moe.sh --config "$folder/options" --stage "$1" --stop_stage "$1" "${words[@]}")
+    echo "$id $1 $log" >>"$folder/jobs"
+    echo "job $id: stage $1${array:+, an array over $langs}${after:+, after $after}"
+    after=$id
+}
+
+# write_options: what every job of the chain has in common, for --config.
+write_options() {
+    local name
+    for name in $_option_names; do
+        case $name in
+            stage | stop_stage | skip_stages | submit | cmd_backend | only_experts) ;;
+            *) printf '%s="%s"\n' "$name" "${!name}" ;;
+        esac
+    done
+}
+
+# refuse_a_second_chain JOBS: two of them would write to the same files.
+refuse_a_second_chain() {
+    local jobs open
+    [ -s "$1" ] || return 0
+    jobs=$(cut -d ' ' -f 1 "$1")
+    # Numbers that SLURM has forgotten are an error with some versions, alone or among others.
+    open=$(squeue --noheader --format %F | sort -u | grep -Fx "$jobs" | tr '\n' ' ') || true
+    [ -z "$open" ] || complain "jobs of an earlier call are under way: $open; scancel $open ends them"
+}

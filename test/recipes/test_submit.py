@@ -1,0 +1,123 @@
+"""submit.sh and status.sh: all stages as a chain of jobs of a real SLURM."""
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recipes.test_moe_sh import DATA, OPTIONS, ROOT, Recipe
+from slurm_node import slurm  # noqa: F401  # a fixture
+
+
+class Submitted(Recipe):
+    """A recipe whose run.sh is moe.sh with its usual options."""
+
+    def __init__(self, folder: Path, slurm_env: dict[str, str]) -> None:
+        super().__init__(folder)
+        template = folder / "egs2/TEMPLATE/moe1"
+        for name in ("submit.sh", "status.sh"):
+            self.write(name, None).symlink_to(template / name)
+        options = " ".join(f"'{word}'" for word in OPTIONS)
+        self.write("run.sh", f'#!/usr/bin/env bash\nset -e\n./moe.sh {options} --ngpu 0 "$@"\n')
+        shutil.copy(ROOT / "egs2/mini/moe1/conf/slurm.conf", self.folder / "conf")
+        real = ROOT / "tools/venv/bin/python"
+        self.env = os.environ | {
+            **slurm_env,
+            "PATH": f"{self.python.parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "REAL_PYTHON": str(real if real.exists() else "python"),
+            "LOG": str(self.log),
+        }
+
+    def do(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            words, cwd=self.folder, env=self.env | env, capture_output=True, text=True
+        )
+
+    def wait(self) -> None:
+        """Until no job is left."""
+        self.wait_for(lambda: not self.do("squeue", "-h").stdout.strip())
+
+    def wait_for(self, happened: Callable[[], bool]) -> None:
+        until = time.monotonic() + 200
+        while not happened():
+            assert time.monotonic() < until, self.do("squeue").stdout
+            time.sleep(0.3)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, slurm: dict[str, str]) -> Submitted:  # noqa: F811
+    return Submitted(tmp_path, slurm)
+
+
+def test_the_chain_completes(recipe: Submitted) -> None:
+    done = recipe.do("./submit.sh", "--train_args", "--max_epoch 4 --name 'a b'")
+    assert done.returncode == 0, done.stderr
+    ids = re.findall(r"^job (\d+): stage (\d+)", done.stdout, re.M)
+    assert [number for _, number in ids] == ["1", "2", "3", "4", "5", "6", "8", "10", "11"]
+    assert f"job {ids[6][0]}: stage 8, an array over hi it, after {ids[5][0]}" in done.stdout
+    recipe.wait()
+    verbs = recipe.did()
+    assert verbs.count("train") == 2 and verbs.count("score") == 1
+    assert "--max_epoch 4" in recipe.line("train ", "--experts it ")
+    for name in ("hi", "it"):
+        assert (recipe.folder / f"exp/name/expert_{name}/expert/expert.json").exists()
+    status = recipe.do("./status.sh").stdout
+    rows = [line.split()[:3] for line in status.splitlines()[2:] if line.strip()]
+    assert len(rows) == 10  # stage 8 has two
+    assert {row[-1] if row[1] != "8" else "done" for row in rows} == {"done"}, status
+    assert re.search(rf"^{ids[6][0]}_1 +8 it +done", status, re.M), status
+
+
+def test_a_failing_expert_stops_what_depends_on_it(recipe: Submitted) -> None:
+    words = "train --config conf/train_expert.yaml --phase expert --experts it"
+    assert recipe.do("./submit.sh", FAIL=words).returncode == 0
+    recipe.wait()
+    assert "decode" not in recipe.did() and "score" not in recipe.did()
+    status = recipe.do("./status.sh").stdout
+    assert re.search(r"8 hi +done", status), status
+    assert re.search(r"8 it +failed \(1\)", status), status
+    for stage in (10, 11):
+        assert re.search(rf" {stage} +not run", status), status
+    assert "end of exp/name/submit/stage8_it.log" in status
+    assert "1 / 1 failed" in status
+    # Those that will never start are gone, and the same call does the rest.
+    assert recipe.do("./submit.sh").returncode == 0
+    recipe.wait()
+    assert re.search(r" 11 +done", recipe.do("./status.sh").stdout)
+    assert sum(verb.startswith("train") for verb in recipe.did()) == 3  # hi, it, it
+
+
+def test_a_stage_that_is_preempted_goes_on(recipe: Submitted) -> None:
+    """Stage 1 outlives the signal for as long as it takes to write a checkpoint."""
+    recipe.write(
+        "local/data.sh",
+        "#!/usr/bin/env bash\n"
+        "[ -e seen ] || { touch seen; trap 'sleep 0.5; touch saved; exit 75' TERM; sleep 100; }\n"
+        + DATA,
+    )
+    assert recipe.do("./submit.sh", "--stop_stage", "2").returncode == 0
+    recipe.wait_for(lambda: (recipe.folder / "seen").exists())
+    job = (recipe.folder / "exp/name/submit/jobs").read_text().split()[0]
+    again = recipe.do("./submit.sh")
+    assert again.returncode == 2
+    assert f"jobs of an earlier call are under way: {job} {int(job) + 1} ;" in again.stderr
+    assert recipe.do("scontrol", "requeue", job).returncode == 0
+    recipe.wait()
+    assert (recipe.folder / "saved").exists()
+    assert re.findall(r" ([12]) +done", recipe.do("./status.sh").stdout) == ["1", "2"]
+    assert (
+        "preempted or cancelled (TERM)"
+        in (recipe.folder / "exp/name/submit/stage1.log").read_text()
+    )
+
+
+def test_nothing_was_submitted(recipe: Submitted) -> None:
+    done = recipe.do("./status.sh")
+    assert done.returncode == 1
+    assert "nothing was submitted" in done.stderr
