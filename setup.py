@@ -31,6 +31,7 @@ REQUIRES = [
     "jiwer",
     "kaldiio",
     "numpy",
+    "psutil",
     "pyyaml",
     "tqdm",
     "setuptools",  # espnet_model_zoo 0.1.7 imports distutils

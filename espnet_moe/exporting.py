@@ -2,23 +2,22 @@
 
 import argparse
 import logging
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from espnet_moe.checkpoints import Checkpoints
 from espnet_moe.config import ConfigError
 from espnet_moe.data.normalize import NORMALIZER
 from espnet_moe.experts.expert_files import save_expert
-from espnet_moe.files import sha256
 from espnet_moe.model import JointModel, RouterModel
+from espnet_moe.provenance import commit, data_digest
 from espnet_moe.router_report import decide, figures
 from espnet_moe.routing.router_files import save_router
 from espnet_moe.task import MoETask
 
 COLLAPSED_SHARE = 0.01  # of an expert's fair share of the utterances
-_DATA = ("wav.scp", "text", "utt2lang", "utt2experts", "utt2weight", "text.alt", "text.ctc")
 
 
 def export(args: argparse.Namespace) -> list[Path]:
@@ -48,9 +47,9 @@ def export(args: argparse.Namespace) -> list[Path]:
         "backbone": args.backbone_conf["path"],
         "context": args.backbone_conf["context"],
         "tokenizer_digest": model.backbone.tokens.digest(),
-        "data_digest": sha256(*(data / n for n in _DATA if (data / n).is_file())),
+        "data_digest": data_digest(data),
         "normalizer": NORMALIZER,
-        "git_commit": git_commit(),
+        "git_commit": commit()["git_commit"],
         "phase": args.phase,
         "metrics": {
             k: v
@@ -111,18 +110,6 @@ def _calibrate(args: argparse.Namespace, model: RouterModel | JointModel) -> dic
     return {"temperature": round(temperature, 4), **found}
 
 
-def git_commit() -> str | None:
-    """The commit of this code, or ``None`` outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True
-        )
-    except FileNotFoundError:
-        return None
-    return found.stdout.strip() if found.returncode == 0 else None
-
-
 def _languages(folder: Path) -> list[str]:
     with open(folder / "utt2lang", encoding="utf-8") as lines:
         return sorted({line.split()[1] for line in lines})
@@ -130,7 +117,9 @@ def _languages(folder: Path) -> list[str]:
 
 def _valid_figures(output: Path, best: Path) -> dict[str, Any]:
     """The validation figures of the best epoch, as the checkpoint holds them."""
-    states = torch.load(output / "checkpoint.pth", map_location="cpu", weights_only=True)
+    states = Checkpoints(output).load("cpu")
+    if states is None:
+        raise ConfigError(f"{output} has no checkpoint, but {best.name}: train again")
     epoch = int(best.resolve().name.removesuffix("epoch.pth"))
     valid = states["reporter"]["stats"][epoch]["valid"]
     numbers = {k: round(float(v), 4) for k, v in valid.items() if isinstance(v, int | float)}

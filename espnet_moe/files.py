@@ -1,9 +1,10 @@
 """Files that are whole or absent: written beside the target, synced to disk, renamed."""
 
 import hashlib
+import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,6 +81,30 @@ def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
     return current
+
+
+def write_manifest(path: Path, files: Sequence[Path]) -> None:
+    """Write, last of all, the SHA-256 of files in a manifest's folder; :func:`changed_since`."""
+    digests = {str(file.relative_to(path.parent)): sha256(file) for file in files}
+    with atomic(path) as temporary:
+        text = json.dumps({"sha256": digests}, indent=2, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def changed_since(path: Path) -> list[str]:
+    """Files that a manifest names and that are gone or are others now.
+
+    Raises:
+        UserError: Where the manifest is missing, as after a killed write, or cannot be read.
+    """
+    try:
+        digests = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+        files = {name: path.parent / name for name in digests}
+        return [n for n, f in files.items() if not f.is_file() or sha256(f) != digests[n]]
+    except FileNotFoundError:
+        raise UserError(f"{path}, which is written last, is missing: not all is there") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from error
 
 
 def sha256(*paths: str | Path) -> str:

@@ -3,7 +3,6 @@
 import argparse
 import inspect
 import logging
-import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -23,7 +22,7 @@ from espnet2.train.collate_fn import CommonCollateFn
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import float_or_none, int_or_none, str2bool, str_or_none
 
-from espnet_moe import model_building, phases, training_setup
+from espnet_moe import model_building, phases, provenance, tracking, training_setup
 from espnet_moe.backbones.loading import BackboneOptions, load_tokens
 from espnet_moe.config import ConfigError, build_options
 from espnet_moe.experts.expert_set import LoRAOptions
@@ -221,8 +220,9 @@ class MoETask(AbsTask):
             leave_out_long(args, split)
         # Only fp16 needs ESPnet's gradient scaler; the model itself chooses the arithmetic.
         args.use_amp = args.precision == "fp16"
+        args.provenance = provenance.of_training(args)
         if args.use_wandb:
-            os.environ.setdefault("WANDB_MODE", "offline")
+            tracking.fill(args)
 
     @classmethod
     def build_collate_fn(

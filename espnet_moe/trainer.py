@@ -29,6 +29,7 @@ from espnet_moe.checkpoints import Checkpoints, Position
 from espnet_moe.config import ConfigError
 from espnet_moe.files import atomic
 from espnet_moe.interruption import Interrupted, Interruptible, Requeue, Signals
+from espnet_moe.memory import Watched
 from espnet_moe.model import TrainedModel
 
 
@@ -123,22 +124,24 @@ class Trainer(ESPnetTrainer):
                 _put_back(observed, start)
             accum_grad = options.accum_grad
             batches = Interruptible(factory.build_iter(epoch), run.signals, accum_grad, start)
+            watched = Watched(batches, run.log_interval(len(batches)), run.device)
             broken = False
             if start is not None and start.trained:
                 start.restore_generators()
             else:
                 try:
-                    broken = cls.train_one_epoch(
-                        model=run.parallel,
-                        optimizers=run.optimizers,
-                        schedulers=run.schedulers,
-                        iterator=batches,
-                        reporter=observed,
-                        scaler=run.scaler,
-                        summary_writer=run.train_writer,
-                        options=options,
-                        distributed_option=run.distributed,
-                    )
+                    with watched.explained():
+                        broken = cls.train_one_epoch(
+                            model=run.parallel,
+                            optimizers=run.optimizers,
+                            schedulers=run.schedulers,
+                            iterator=watched,
+                            reporter=observed,
+                            scaler=run.scaler,
+                            summary_writer=run.train_writer,
+                            options=options,
+                            distributed_option=run.distributed,
+                        )
                 except Interrupted:
                     run.leave(run.position(epoch, batches.done, False, observed))
                 # It may have left after the last step.
@@ -153,11 +156,13 @@ class Trainer(ESPnetTrainer):
         run.model.measure_wer = interval is not None and (
             epoch % interval == 0 or epoch == run.options.max_epoch
         )
+        batches = Interruptible(factory.build_iter(epoch), run.signals)
+        watched = Watched(batches, run.log_interval(len(batches)), run.device)
         try:
-            with run.reporter.observe("valid") as observed:
+            with run.reporter.observe("valid") as observed, watched.explained():
                 cls.validate_one_epoch(
                     model=run.parallel,
-                    iterator=Interruptible(factory.build_iter(epoch), run.signals),
+                    iterator=watched,
                     reporter=observed,
                     options=run.options,
                     distributed_option=run.distributed,
@@ -200,6 +205,10 @@ class _Run:
         if distributed.distributed:
             devices = [torch.cuda.current_device()] if distributed.ngpu == 1 else None
             self.parallel = DistributedDataParallel(model, device_ids=devices)
+
+    def log_interval(self, batches: int) -> int:
+        """Batches between two lines of the log, as ESPnet counts them."""
+        return self.options.log_interval or max(batches // 20, 10)
 
     # -- checkpoints ------------------------------------------------------------------------------
 

@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from espnet_moe.bin import cli
+from espnet_moe.files import remove_leftovers, write_manifest
 from espnet_moe.report.figures import write_figures
 from espnet_moe.report.mixture import collapse_lines, target_lines
 from espnet_moe.report.results_md import write_results_md
 from espnet_moe.report.summary import TERMINAL_LEGEND, terminal_table
 from espnet_moe.scoring import ScoringOptions, score_systems
+from espnet_moe.scoring.results import MANIFEST
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -51,6 +53,12 @@ def get_parser() -> argparse.ArgumentParser:
         "--resamples", type=int, default=ScoringOptions.resamples, help="bootstrap draws"
     )
     parser.add_argument("--seed", type=int, default=ScoringOptions.seed, help="bootstrap seed")
+    parser.add_argument(
+        "--use_wandb",
+        type=cli.boolean,
+        default=False,
+        help="log the scores to wandb, offline unless WANDB_MODE says otherwise",
+    )
     return parser
 
 
@@ -58,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Score, write the results and print the summary table."""
     args = get_parser().parse_args(argv)
     words = sys.argv[1:] if argv is None else argv
+    remove_leftovers(args.exp)
     results = score_systems(
         ScoringOptions(
             exp=args.exp,
@@ -73,7 +82,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             command=shlex.join(["python", "-m", "espnet_moe.bin.score", *words]),
         )
     )
-    report = write_results_md(args.exp, results, write_figures(args.exp, results))
+    figures = write_figures(args.exp, results)
+    report = write_results_md(args.exp, results, figures)
+    write_manifest(args.exp / MANIFEST, [args.exp / "results.json", report, *figures])
+    if args.use_wandb:
+        from espnet_moe.tracking import log_scores
+
+        log_scores(args.exp, results)
     print(terminal_table(results).to_text() + TERMINAL_LEGEND.format(baseline=args.baseline))
     print(target_lines(results), *(f"{line}\n" for line in collapse_lines(results)), sep="", end="")
     print(f"written: {args.exp / 'results.json'} and {report}")

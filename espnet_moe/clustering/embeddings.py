@@ -29,7 +29,7 @@ from espnet_moe.data.datadir import load_datadir
 from espnet_moe.data.files import listed, read_lines, write_table, write_text
 from espnet_moe.data.utterance import SAMPLE_RATE, Utterance
 from espnet_moe.errors import UserError
-from espnet_moe.files import atomic, sha256
+from espnet_moe.files import atomic, remove_leftovers, sha256
 
 if TYPE_CHECKING:  # clusters are made from the files, without torch
     import torch
@@ -107,16 +107,21 @@ def extract_embeddings(
         EmbeddingError: For data that cannot be embedded, before any is.
         ConfigError: For a layer, pooling, batch size or device that cannot be used.
     """
+    from espnet_moe.memory import FOR_EMBEDDING, BatchSize, explained
+
     place = _require_settings(backbone, layer, pooling, batch_size, device)
     utterances = require_data(datadir, backbone.max_seconds)
     backbone.to(place).eval()
     folder, dim = Path(out), 0
+    remove_leftovers(folder)
     offsets: dict[str, int] = {}
     progress = tqdm(total=len(utterances), desc=f"embed {folder.name}", unit="utt", disable=None)
     with progress as bar, atomic(folder / ARK) as temporary:
         with open(temporary, "wb") as ark:
             for batch in _batches(utterances, batch_size):
-                values = _embed(backbone, layer, pooling, batch)
+                size = BatchSize(len(batch), batch[0].utt_id, batch[0].duration or 0.0)
+                with explained(size, FOR_EMBEDDING, str(backbone.device)):
+                    values = _embed(backbone, layer, pooling, batch)
                 dim = values.shape[1]
                 for utt, row in zip(batch, values, strict=True):
                     offsets[utt.utt_id] = _append(ark, utt.utt_id, row)

@@ -17,7 +17,8 @@ from espnet_moe.data.audio import SAMPLE_RATE, load_audio
 from espnet_moe.data.datadir import read_datadir
 from espnet_moe.data.utterance import Utterance
 from espnet_moe.decoding.decoder import Decoded, Decoder
-from espnet_moe.files import atomic
+from espnet_moe.files import atomic, remove_leftovers
+from espnet_moe.memory import FOR_DECODING, BatchSize, explained
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def decode_sets(
     )
     for batch in share:
         speech = [load_audio(item.utterance.audio) for item in batch]
-        found = decoder(speech, *_truth(batch, memberships))
+        with explained(_size(batch, speech), FOR_DECODING, str(decoder.backbone.device)):
+            found = decoder(speech, *_truth(batch, memberships))
         total.add(speech, found)
         for item, x, one in zip(batch, speech, found, strict=True):
             lines[item.set].append(f"{item.utterance.utt_id} {one.text}\n")
@@ -104,6 +106,7 @@ def decode_sets(
     bar.close()
     for name in names:
         folder = output / name / "logdir" / f"output.{job}"
+        remove_leftovers(folder)
         _write(folder / "text", sorted(lines[name], key=lambda s: s.split(" ", 1)[0].encode()))
         _write(folder / "stats.jsonl", stats[name])
     report = {**facts, "num_jobs": num_jobs, **total.facts(), **_decoder_facts(decoder)}
@@ -148,6 +151,12 @@ class _Total:
                 100 * self.route / self.encode,
                 1000 * self.route / count,
             )
+
+
+def _size(batch: Sequence[_Item], speech: Sequence[np.ndarray]) -> BatchSize:
+    longest = max(range(len(batch)), key=lambda i: len(speech[i]))
+    seconds = len(speech[longest]) / SAMPLE_RATE
+    return BatchSize(len(batch), batch[longest].utterance.utt_id, seconds)
 
 
 def _truth(

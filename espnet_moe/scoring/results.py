@@ -1,9 +1,6 @@
 """``exp/results.json``: scores every asked system and set, and keeps the rows of the others."""
 
-import importlib.metadata
 import logging
-import platform
-import subprocess
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +8,7 @@ from typing import Any
 
 from espnet_moe.data.files import write_text
 from espnet_moe.errors import UserError
+from espnet_moe.provenance import commit, versions
 from espnet_moe.scoring.archive import Archive
 from espnet_moe.scoring.codeswitch import add_degradation, codeswitch_row
 from espnet_moe.scoring.comparisons import Bootstrap, average_rows, compare_rows
@@ -24,7 +22,7 @@ from espnet_moe.scoring.targets import judge_targets
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-_PACKAGES = ("espnet_moe", "espnet", "torch", "transformers", "jiwer", "numpy")
+MANIFEST = "results.manifest.json"  # written last, with the SHA-256 of what stage 11 writes
 
 
 @dataclass(frozen=True)
@@ -118,8 +116,8 @@ def score_systems(options: ScoringOptions) -> dict[str, Any]:
         "format": FORMAT,
         "command": options.command,
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        **_git(),
-        "environment": _environment(),
+        **commit(),
+        "environment": versions(),
         "baseline": options.baseline,
         "rows": flat,
         "codeswitch": list(switching.values()),
@@ -200,27 +198,3 @@ def _key(row: Row) -> tuple[str, str, str]:
 
 def _folder(exp: Path, row: Row) -> Path:
     return exp.joinpath(*_key(row))
-
-
-def _environment() -> dict[str, str | None]:
-    """Return the versions that could change a number; ``None`` for what is not installed."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
-
-
-def _git() -> dict[str, str | None]:
-    """Return the commit this code is of, and its date; ``None`` outside a git checkout."""
-    command = ["git", "log", "-1", "--format=%H%n%cI"]
-    try:
-        output = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.split()
-    except (OSError, subprocess.CalledProcessError):
-        output = []
-    commit, date = output if len(output) == 2 else (None, None)
-    return {"git_commit": commit, "git_commit_date": date}

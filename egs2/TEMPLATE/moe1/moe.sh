@@ -55,6 +55,7 @@ routers=                        # NAME, trained by conf/train_NAME.yaml; the las
 joint_config=                   # joint training; empty: none, e.g. conf/train_joint.yaml
 joint_strategy=soft             # strategy of the system joint
 only_experts=                   # train these only, e.g. "hi te"; empty: all
+use_wandb=false                 # log trainings and scores to wandb; offline, unless WANDB_MODE=online
 train_args=                     # further options of every training, e.g. "--max_epoch 4"
 ## Decoding
 systems="baseline oracle"       # and hard soft threshold topk hierarchical fixed joint

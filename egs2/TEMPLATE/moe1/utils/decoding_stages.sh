@@ -125,7 +125,7 @@ scoring() { # stage 11
         --outputs "$expdir"/{results.json,RESULTS.md,summary.txt}; then
         $train_cmd "$logs/score.log" $python -m espnet_moe.bin.score --exp "$expdir" \
             --data "$raw" --test_sets $test_sets --systems "${names[@]}" "${codeswitch[@]}" \
-            --inference_tag "$inference_tag" \> "$expdir/summary.txt"
+            --inference_tag "$inference_tag" --use_wandb "$use_wandb" \> "$expdir/summary.txt"
         finish "$expdir/.done/stage11$by.json"
     fi
     cat "$expdir/summary.txt"

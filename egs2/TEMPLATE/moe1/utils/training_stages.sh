@@ -55,7 +55,7 @@ expert_assignment() { # stage 6
 # What all trainings have in common.
 common() {
     echo "--backbone_conf path=$backbone --backbone_conf context=$context" \
-        "$several_gpus --ngpu $ngpu"
+        "$several_gpus --ngpu $ngpu --use_wandb $use_wandb"
 }
 
 # read_experts: sets `experts` to their names, which the assignment has told.

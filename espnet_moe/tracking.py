@@ -1,0 +1,87 @@
+"""wandb: how runs are called and grouped, and what it is told; offline unless asked otherwise.
+
+``WANDB_MODE=online`` (after ``wandb login``) sends what is logged; ``wandb sync`` sends what was
+logged offline.
+"""
+
+import argparse
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from espnet_moe.files import atomic
+
+PROJECT = "espnet_moe"
+GROUPS = {"expert": "phase1-lora", "router": "phase2-routing", "joint": "phase2-routing"}
+ANALYSIS = "phase3-analysis"
+ID = "wandb_id"
+
+
+def fill(args: argparse.Namespace) -> None:
+    """Set what the options of a training leave open: project, name, group and id of its run."""
+    _default_environment(GROUPS[args.phase])
+    args.wandb_project = args.wandb_project or PROJECT
+    args.wandb_name = args.wandb_name or run_name(args)
+    args.wandb_id = args.wandb_id or _id_of(Path(args.output_dir), args.resume)
+
+
+def run_name(args: argparse.Namespace) -> str:
+    """``<backbone>-<language>-r<rank>`` for an expert.
+
+    A router has its network in the place of the language, a joint training ``joint``.
+    """
+    what = {
+        "expert": "+".join(args.experts),
+        "router": str(args.router),
+        "joint": "joint",
+    }[args.phase]
+    rank = args.expert_conf.get("rank")
+    parts = [backbone_name(args.backbone_conf["path"]), what]
+    return "-".join(parts if args.phase == "router" or rank is None else [*parts, f"r{rank}"])
+
+
+def backbone_name(path: str) -> str:
+    """The last part of a path or hub name, without the end of an archive; as recipes name it."""
+    return Path(path).name.removesuffix(".pt").removesuffix(".zip")
+
+
+def log_scores(exp: Path, results: dict[str, Any]) -> None:
+    """Log the scores of an experiment as a run of its own."""
+    import wandb
+
+    _default_environment(ANALYSIS)
+    facts = {k: results[k] for k in ("command", "git_commit", "git_commit_date", "environment")}
+    with wandb.init(
+        project=PROJECT,
+        name=f"{exp.name}-scores",
+        group=ANALYSIS,
+        id=_id_of(exp, resume=True),
+        resume="allow",
+        dir=str(exp),
+        config={**facts, "experts": results["experts"], "routers": results["routers"]},
+    ) as run:
+        rows = [row for row in results["rows"] if row["wer"] is not None]
+        keys = ("system", "inference_tag", "set", "language", "wer", "cer")
+        table = wandb.Table(columns=list(keys), data=[[row[k] for k in keys] for row in rows])
+        means = {
+            f"wer/{average['system']}/{average['inference_tag']}": average["wer"]
+            for average in results["averages"]
+        }
+        run.log({"scores": table, **means})
+
+
+def _default_environment(group: str) -> None:
+    os.environ.setdefault("WANDB_MODE", "offline")
+    os.environ.setdefault("WANDB_RUN_GROUP", group)
+
+
+def _id_of(folder: Path, resume: bool) -> str:
+    """The run of a folder: a training that goes on goes on in the same one."""
+    path = folder / ID
+    if resume and path.is_file():
+        return path.read_text(encoding="utf-8").strip()
+    new = secrets.token_hex(4)
+    with atomic(path) as temporary:
+        temporary.write_text(new + "\n", encoding="utf-8")
+    return new
