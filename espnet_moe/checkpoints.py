@@ -94,7 +94,10 @@ class Checkpoints:
     def _known(self) -> list[str] | None:
         try:
             manifest = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
-            return [str(digest) for digest in manifest["sha256"]]
+            digests = manifest["sha256"]
+            if isinstance(digests, dict):  # as they were written first
+                digests = filter(None, digests.values())
+            return [str(digest) for digest in digests]
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:

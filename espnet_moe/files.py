@@ -102,7 +102,7 @@ def changed_since(path: Path) -> list[str]:
         files = {name: path.parent / name for name in digests}
         return [n for n, f in files.items() if not f.is_file() or sha256(f) != digests[n]]
     except FileNotFoundError:
-        raise UserError(f"{path}, which is written last, is missing: not all is there") from None
+        raise UserError(f"{path}, which is written last, is missing: run that step again") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error})") from error
 

@@ -1,14 +1,17 @@
 """Signals that ask a training to leave: it does so between two steps, and goes on there later."""
 
 import logging
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 import torch
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from espnet_moe.checkpoints import Position
 
@@ -56,6 +59,44 @@ def _held_back() -> Iterator[None]:
 def _end_in(seconds: float) -> None:
     if signal.getitimer(signal.ITIMER_REAL)[0] == 0.0:
         signal.setitimer(signal.ITIMER_REAL, seconds)  # SIGALRM ends the process
+
+
+@contextmanager
+def leaving_together() -> Iterator[None]:
+    """Pass signals on to the processes of a training, one a GPU, and leave as they do.
+
+    For the one that has started them, which in ESPnet waits for them and does nothing else. Where
+    there are none, as in a training by this process itself, nothing is different.
+
+    Raises:
+        Requeue: Where they have left at a signal; their checkpoint is written.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        children = multiprocessing.active_children()
+        for child in children:
+            if child.pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(child.pid, number)
+        if not children:  # nobody to wait for yet: as without this
+            signal.signal(number, before[signal.Signals(number)])
+            os.kill(os.getpid(), number)
+
+    before = {number: signal.signal(number, pass_on) for number in MEANING}
+    try:
+        yield
+    except ProcessExitedException as error:
+        if error.exit_code != REQUEUE:
+            raise
+        raise Requeue from None
+    finally:
+        for number in MEANING:
+            # A training by this process keeps its own handlers after a signal.
+            if signal.getsignal(number) is pass_on:
+                signal.signal(number, before[number])
 
 
 class Signals:

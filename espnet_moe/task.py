@@ -26,6 +26,7 @@ from espnet_moe import model_building, phases, provenance, tracking, training_se
 from espnet_moe.backbones.loading import BackboneOptions, load_tokens
 from espnet_moe.config import ConfigError, build_options
 from espnet_moe.experts.expert_set import LoRAOptions
+from espnet_moe.interruption import leaving_together
 from espnet_moe.model import (
     PRECISIONS,
     AugmentOptions,
@@ -178,7 +179,8 @@ class MoETask(AbsTask):
             args = cls.get_parser().parse_args(cmd)
         if not args.print_config and args.output_dir is not None:
             cls.complete(args)
-        super().main(args=args)
+        with leaving_together():
+            super().main(args=args)
 
     @classmethod
     def complete(cls, args: argparse.Namespace) -> None:

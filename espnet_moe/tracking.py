@@ -10,20 +10,21 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from espnet_moe.files import atomic
-
 PROJECT = "espnet_moe"
 GROUPS = {"expert": "phase1-lora", "router": "phase2-routing", "joint": "phase2-routing"}
 ANALYSIS = "phase3-analysis"
-ID = "wandb_id"
 
 
 def fill(args: argparse.Namespace) -> None:
-    """Set what the options of a training leave open: project, name, group and id of its run."""
+    """Set what the options of a training leave open: project, name, group and id of its run.
+
+    A training that goes on is another run of the same name: wandb keeps one of two offline runs
+    with one id, and refuses a configuration that has changed, as by another commit.
+    """
     _default_environment(GROUPS[args.phase])
     args.wandb_project = args.wandb_project or PROJECT
     args.wandb_name = args.wandb_name or run_name(args)
-    args.wandb_id = args.wandb_id or _id_of(Path(args.output_dir), args.resume)
+    args.wandb_id = args.wandb_id or secrets.token_hex(4)
 
 
 def run_name(args: argparse.Namespace) -> str:
@@ -56,8 +57,6 @@ def log_scores(exp: Path, results: dict[str, Any]) -> None:
         project=PROJECT,
         name=f"{exp.name}-scores",
         group=ANALYSIS,
-        id=_id_of(exp, resume=True),
-        resume="allow",
         dir=str(exp),
         config={**facts, "experts": results["experts"], "routers": results["routers"]},
     ) as run:
@@ -74,14 +73,3 @@ def log_scores(exp: Path, results: dict[str, Any]) -> None:
 def _default_environment(group: str) -> None:
     os.environ.setdefault("WANDB_MODE", "offline")
     os.environ.setdefault("WANDB_RUN_GROUP", group)
-
-
-def _id_of(folder: Path, resume: bool) -> str:
-    """The run of a folder: a training that goes on goes on in the same one."""
-    path = folder / ID
-    if resume and path.is_file():
-        return path.read_text(encoding="utf-8").strip()
-    new = secrets.token_hex(4)
-    with atomic(path) as temporary:
-        temporary.write_text(new + "\n", encoding="utf-8")
-    return new

@@ -326,6 +326,9 @@ class _Run:
             for writer in (self.train_writer, self.valid_writer):
                 if writer is not None:
                     writer.close()
+        if self.distributed.distributed:
+            # Who waits for the processes ends the others as soon as one has ended.
+            torch.distributed.barrier()
         raise Requeue
 
     # -- what an epoch leaves behind --------------------------------------------------------------

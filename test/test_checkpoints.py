@@ -1,5 +1,6 @@
 """Two checkpoints and their manifest: what counts after kills between any two of their writes."""
 
+import json
 import os
 from pathlib import Path
 
@@ -65,6 +66,18 @@ def test_a_damaged_one_never_takes_the_place_of_a_whole_one(tmp_path):
     assert step_of(tmp_path) == 1
     write(tmp_path, 2)
     (tmp_path / NEWEST).write_bytes(b"damaged again")
+    assert step_of(tmp_path) == 1
+
+
+def test_a_manifest_of_before(tmp_path):
+    """It had names for its digests."""
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    newest, before = json.loads((tmp_path / MANIFEST).read_text())["sha256"]
+    old = {"sha256": {"newest": newest, "before": before}}
+    (tmp_path / MANIFEST).write_text(json.dumps(old))
+    assert step_of(tmp_path) == 2
+    (tmp_path / NEWEST).write_bytes(b"damaged")
     assert step_of(tmp_path) == 1
 
 

@@ -4,7 +4,10 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +17,8 @@ from espnet_moe.interruption import REQUEUE
 from espnet_moe.model import ESPnetMoEModel
 from espnet_moe.task import MoETask
 from test_trainer import RANDOM, same, state
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # 6 batches and 2 validation batches an epoch, 2 batches a step, 2 processes that load data.
 OPTIONS = [*RANDOM, "--num_iters_per_epoch", "6", "--max_epoch", "3", "--num_workers", "2"]
@@ -83,6 +88,52 @@ def test_asked_to_leave_again_and_again(
         (3, 2, False),
     ]
     assert equal(uninterrupted, tmp_path)
+
+
+GROUP = """
+import os, signal, sys, time
+import torch
+from espnet_moe.interruption import REQUEUE, Signals, leaving_together
+
+def work(rank, folder):
+    signals = Signals()
+    with signals.noted():
+        open(f"{folder}/{rank}", "w").write(str(os.getpid()))
+        until = time.monotonic() + 60
+        while not signals.asked():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        time.sleep(0.2 * rank)  # a checkpoint
+        open(f"{folder}/saved{rank}", "w").close()
+        sys.exit(REQUEUE)
+
+if __name__ == "__main__":
+    with leaving_together():
+        torch.multiprocessing.spawn(work, (sys.argv[1],), nprocs=2)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGKILL])
+def test_processes_of_one_training(tmp_path, number):
+    """Who has started them passes a signal on, and asks for another run only when they do."""
+    (tmp_path / "group.py").write_text(GROUP)
+    parent = subprocess.Popen(
+        [sys.executable, tmp_path / "group.py", tmp_path],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 120
+    while not all((tmp_path / f"{rank}").exists() for rank in (0, 1)):
+        assert time.monotonic() < until and parent.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.2)  # their numbers are written
+    if number == signal.SIGKILL:
+        os.kill(int((tmp_path / "1").read_text()), number)
+        assert parent.wait(timeout=60) == 1
+    else:
+        parent.send_signal(number)
+        assert parent.wait(timeout=60) == REQUEUE
+        assert (tmp_path / "saved0").exists() or (tmp_path / "saved1").exists()
 
 
 def test_signals_are_given_back(uninterrupted, train_args, tmp_path):

@@ -1,6 +1,7 @@
-"""What wandb is told: names, groups, one run a folder, provenance."""
+"""What wandb is told: names, groups, provenance."""
 
 import os
+import time
 
 import pytest
 import yaml
@@ -52,13 +53,14 @@ def test_what_the_user_has_set_stays(train_args, tmp_path, monkeypatch):
     assert (os.environ["WANDB_MODE"], os.environ["WANDB_RUN_GROUP"]) == ("online", "mine")
 
 
-def test_a_training_that_goes_on_is_the_same_run(train_args, tmp_path):
+def test_a_training_that_goes_on_is_a_run_of_its_own(train_args, tmp_path):
+    """wandb keeps one of two offline runs with the same id."""
     ids = []
-    for more in ([], [], ["--resume", "false"]):
-        args = parsed(train_args, tmp_path, *more)
+    for _ in range(2):
+        args = parsed(train_args, tmp_path)
         tracking.fill(args)
         ids.append(args.wandb_id)
-    assert ids[0] == ids[1] != ids[2]
+    assert ids[0] != ids[1]
 
 
 def test_the_configuration_tells_what_a_training_was_made_from(train_args, tmp_path):
@@ -98,4 +100,7 @@ def test_trainings_and_scores_offline(train_args, tmp_path, monkeypatch):
     tracking.log_scores(exp, results)
     assert (started[1]["name"], started[1]["group"]) == ("exp-scores", "phase3-analysis")
     [written] = exp.glob("wandb/offline-run-*/*.wandb")
-    assert b"wer/hard/greedy" in written.read_bytes()
+    until = time.monotonic() + 60  # wandb's own process writes it
+    while b"wer/hard/greedy" not in written.read_bytes():
+        assert time.monotonic() < until
+        time.sleep(0.1)

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: Where no folder has finished results.
     """
     args = get_parser().parse_args(argv)
-    runs, missing = read_runs([folder for folder in args.folders if folder.is_dir()])
+    runs, missing = read_runs([folder for folder in args.folders if not folder.is_file()])
     for line in missing:
         print(f"left out: {line}", file=sys.stderr)
     if not runs:

@@ -33,13 +33,15 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     """
     found, missing = [], []
     for folder in dict.fromkeys(folders):
+        if not folder.is_dir():
+            missing.append(f"{folder}: no such folder")
+            continue
         if not (folder / "results.json").is_file():
             missing.append(f"{folder}: not scored yet (no results.json)")
             continue
         try:
-            changed = changed_since(folder / MANIFEST)
-            if changed:
-                raise UserError(f"{', '.join(changed)} changed after scoring: score again")
+            if "results.json" in changed_since(folder / MANIFEST):
+                raise UserError("results.json changed after scoring: score again (stage 11)")
             found.append((folder, read_results(folder)))
         except UserError as error:
             missing.append(f"{folder}: {error}")

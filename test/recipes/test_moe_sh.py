@@ -82,7 +82,10 @@ case $verb in
         mkdir -p ${value[out]% }/logdir
         echo {} >"${value[out]% }/logdir/output.${value[job]% }.json"
         ;;
-    score) echo "the table" && touch ${value[exp]% }/{results.json,RESULTS.md} ;;
+    score)
+        echo "the table"
+        touch ${value[exp]% }/{results.json,RESULTS.md,results.manifest.json}
+        ;;
 esac
 """
 

@@ -185,6 +185,41 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.parametrize(
+    ("first", "code"),
+    [
+        ("true", 75),  # the next run has less to do
+        ("false", 1),  # a failure of its own is one
+        ("sleep 100", 1),  # killed like the other: a longer time is what helps
+    ],
+)
+def test_the_time_limit_and_jobs_that_know_no_signals(
+    tmp_path: Path, first: str, code: int
+) -> None:
+    script = f"if [ JOB = 1 ]; then {first}; else touch on; exec sleep 100; fi"
+    words = ["bash", "-c", quoted(script)]
+    launcher = subprocess.Popen(
+        [RUN_PL, "--max-jobs-run", "2", "JOB=1:2", "k.JOB.log", *words],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 10
+    ready = tmp_path / "k.1.log"
+    while not (tmp_path / "on").exists() or (
+        first != "sleep 100" and "# Ended" not in (ready.read_text() if ready.exists() else "")
+    ):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    found = subprocess.run(["pgrep", "-x", "sleep"], capture_output=True, text=True).stdout.split()
+    sleeping = [int(p) for p in found if os.path.samefile(f"/proc/{p}/cwd", tmp_path)]
+    for process in (*sleeping, launcher.pid):  # as slurm.pl signals all that is below
+        os.kill(process, signal.SIGUSR1)
+    assert launcher.wait(timeout=10) == code
+    said = launcher.communicate()[1]
+    assert ("another run would come no further" in said) == (first == "sleep 100")
+
+
 def test_the_time_limit_is_near(tmp_path: Path) -> None:
     """USR1: what runs may end in its own way, nothing else starts, and 75 asks for another run."""
     script = "trap 'echo leaving; exit 75' USR1; echo $$ >pid.JOB; while :; do sleep 0.05; done"

@@ -23,7 +23,7 @@ class Submitted(Recipe):
         for name in ("submit.sh", "status.sh"):
             self.write(name, None).symlink_to(template / name)
         options = " ".join(f"'{word}'" for word in OPTIONS)
-        self.write("run.sh", f'#!/usr/bin/env bash\nset -e\n./moe.sh {options} --ngpu 0 "$@"\n')
+        self.write("run.sh", f'#!/usr/bin/env bash\nset -e\n./moe.sh {options} "$@"\n')
         shutil.copy(ROOT / "egs2/mini/moe1/conf/slurm.conf", self.folder / "conf")
         real = ROOT / "tools/venv/bin/python"
         self.env = os.environ | {
@@ -56,7 +56,7 @@ def recipe(tmp_path: Path, slurm: dict[str, str]) -> Submitted:  # noqa: F811
 
 
 def test_the_chain_completes(recipe: Submitted) -> None:
-    done = recipe.do("./submit.sh", "--train_args", "--max_epoch 4 --name 'a b'")
+    done = recipe.do("./submit.sh", "--ngpu", "0", "--train_args", "--max_epoch 4 --name 'a b'")
     assert done.returncode == 0, done.stderr
     ids = re.findall(r"^job (\d+): stage (\d+)", done.stdout, re.M)
     assert [number for _, number in ids] == ["1", "2", "3", "4", "5", "6", "8", "10", "11"]
@@ -76,7 +76,7 @@ def test_the_chain_completes(recipe: Submitted) -> None:
 
 def test_a_failing_expert_stops_what_depends_on_it(recipe: Submitted) -> None:
     words = "train --config conf/train_expert.yaml --phase expert --experts it"
-    assert recipe.do("./submit.sh", FAIL=words).returncode == 0
+    assert recipe.do("./submit.sh", "--ngpu", "0", FAIL=words).returncode == 0
     recipe.wait()
     assert "decode" not in recipe.did() and "score" not in recipe.did()
     status = recipe.do("./status.sh").stdout
@@ -87,7 +87,7 @@ def test_a_failing_expert_stops_what_depends_on_it(recipe: Submitted) -> None:
     assert "end of exp/name/submit/stage8_it.log" in status
     assert "1 / 1 failed" in status
     # Those that will never start are gone, and the same call does the rest.
-    assert recipe.do("./submit.sh").returncode == 0
+    assert recipe.do("./submit.sh", "--ngpu", "0").returncode == 0
     recipe.wait()
     assert re.search(r" 11 +done", recipe.do("./status.sh").stdout)
     assert sum(verb.startswith("train") for verb in recipe.did()) == 3  # hi, it, it
@@ -101,10 +101,10 @@ def test_a_stage_that_is_preempted_goes_on(recipe: Submitted) -> None:
         "[ -e seen ] || { touch seen; trap 'sleep 0.5; touch saved; exit 75' TERM; sleep 100; }\n"
         + DATA,
     )
-    assert recipe.do("./submit.sh", "--stop_stage", "2").returncode == 0
+    assert recipe.do("./submit.sh", "--ngpu", "0", "--stop_stage", "2").returncode == 0
     recipe.wait_for(lambda: (recipe.folder / "seen").exists())
     job = (recipe.folder / "exp/name/submit/jobs").read_text().split()[0]
-    again = recipe.do("./submit.sh")
+    again = recipe.do("./submit.sh", "--ngpu", "0")
     assert again.returncode == 2
     assert f"jobs of an earlier call are under way: {job} {int(job) + 1} ;" in again.stderr
     assert recipe.do("scontrol", "requeue", job).returncode == 0
@@ -121,3 +121,47 @@ def test_nothing_was_submitted(recipe: Submitted) -> None:
     done = recipe.do("./status.sh")
     assert done.returncode == 1
     assert "nothing was submitted" in done.stderr
+
+
+def test_what_is_refused(recipe: Submitted) -> None:
+    done = recipe.do("./submit.sh")
+    assert done.returncode == 2
+    assert "submitted jobs need --ngpu" in done.stderr
+    squeue = recipe.write(
+        "bin/squeue", "#!/bin/sh\necho 'slurm_load_jobs error: timed out' >&2\nexit 1\n"
+    )
+    assert recipe.do("./submit.sh", "--ngpu", "0", "--stop_stage", "1").returncode == 0
+    again = recipe.do("./submit.sh", "--ngpu", "0", "--stop_stage", "1")
+    assert again.returncode == 2
+    assert "SLURM does not say whether jobs of an earlier call are under way: slurm_load_jobs" in (
+        again.stderr
+    )
+    status = recipe.do("./status.sh")
+    assert re.search(r" 1 +unknown", status.stdout), status.stdout
+    assert "SLURM does not answer" in status.stderr
+    squeue.unlink()
+    recipe.wait()
+
+
+def test_some_experts_and_a_list_over_several_lines(recipe: Submitted) -> None:
+    options = ["--ngpu", "0", "--only_experts", "it", "--stop_stage", "8"]
+    done = recipe.do(
+        "./submit.sh", *options, "--sources", "hi:commonvoice,kathbath\nit:commonvoice"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "stage 8, an array over it, " in done.stdout
+    recipe.wait()
+    status = recipe.do("./status.sh").stdout
+    assert re.findall(r" 8 (\w+) +(\w+)", status) == [("it", "done")], status
+
+
+def test_chains_that_share_their_data(recipe: Submitted) -> None:
+    """Two experiments at the same time: one makes the data, the other waits for them."""
+    for name in ("one", "two"):
+        words = ["--ngpu", "0", "--expdir", f"exp/{name}", "--stop_stage", "4"]
+        assert recipe.do("./submit.sh", *words).returncode == 0
+    recipe.wait()
+    for name in ("one", "two"):
+        status = recipe.do("./status.sh", "--expdir", f"exp/{name}").stdout
+        assert re.findall(r"^\d+ +\d +(\w+)", status, re.M) == ["done"] * 4, status
+    assert recipe.did().count("data.sh") == 1

@@ -68,7 +68,7 @@ def test_character_errors(scored, capsys):
     ("spoil", "reason"),
     [
         (lambda exp: (exp / "results.json").unlink(), "not scored yet (no results.json)"),
-        (lambda exp: (exp / "results.manifest.json").unlink(), "not all is there"),
+        (lambda exp: (exp / "results.manifest.json").unlink(), "is missing: run that step again"),
         (lambda exp: (exp / "results.json").write_text("{}"), "results.json changed after scoring"),
         (lambda exp: (exp / "results.manifest.json").write_text("{"), "cannot be read"),
     ],
@@ -80,5 +80,7 @@ def test_what_is_not_finished_is_named_and_left_out(scored, capsys, spoil, reaso
     printed = capsys.readouterr()
     assert f"left out: {scored[0]}: " in printed.err and reason in printed.err
     assert "two" not in printed.err
+    aggregate.main([str(scored[1]), "exp/typo"])
+    assert "left out: exp/typo: no such folder" in capsys.readouterr().err
     with pytest.raises(UserError, match="no finished results in"):
         aggregate.main([str(scored[0])])

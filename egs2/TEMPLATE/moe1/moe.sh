@@ -81,6 +81,8 @@ check_options() {
     done
     [[ $ngpu =~ ^([0-9]+|auto)$ ]] || problems+=("--ngpu is a number or auto, not '$ngpu'")
     [[ $fs =~ ^(16k|16000)$ ]] || problems+=("--fs is 16k for every backbone, not '$fs'")
+    [ $submit = false ] || [ "$ngpu" != auto ] ||
+        problems+=("submitted jobs need --ngpu, the GPUs that a training asks for (0: none)")
     [ -n "$langs" ] || problems+=("--langs names no language")
     for number in nj inference_nj ${max_jobs_run:+max_jobs_run}; do
         [[ ${!number} =~ ^[1-9][0-9]*$ ]] || problems+=("--$number is at least 1, not '${!number}'")
@@ -138,6 +140,7 @@ expdir=${expdir:-exp/${backbone_name%.zip}}
 check_options
 log "$command_line"
 . ./path.sh
+[ $submit = false ] || cmd_backend=slurm
 . ./cmd.sh
 if [ $submit = true ]; then
     . utils/submit_stages.sh
@@ -175,9 +178,11 @@ several_gpus=$([ "$ngpu" -le 1 ] || echo "--multiprocessing_distributed true")
 inference_gpus=$([ $has_gpu = true ] && [ "$gpu_inference" = true ] && echo 1 || echo 0)
 
 mkdir -p "$expdir/log"
+alone_with "$datadir"
 run_stage 1 "corpora to data dirs in $datadir" corpora_to_data_dirs
 run_stage 2 "audio of $datadir to $raw" audio_formatting
 run_stage 3 "sets of each language in $raw" sets_of_languages
+together_again
 run_stage 4 "statistics in $expdir/stats" shape_statistics
 run_stage 5 "embeddings of layer $embedding_layer in $expdir/embeddings" embeddings
 run_stage 6 "experts by $experts_by in $assigned" expert_assignment

@@ -122,7 +122,7 @@ scoring() { # stage 11
     fi
     if to_do "$expdir/.done/stage11$by.json" --inputs "${texts[@]}" \
         $(each "$raw/%s " $test_sets $codeswitch_sets) --options "$inference_tag" \
-        --outputs "$expdir"/{results.json,RESULTS.md,summary.txt}; then
+        --outputs "$expdir"/{results.json,RESULTS.md,results.manifest.json,summary.txt}; then
         $train_cmd "$logs/score.log" $python -m espnet_moe.bin.score --exp "$expdir" \
             --data "$raw" --test_sets $test_sets --systems "${names[@]}" "${codeswitch[@]}" \
             --inference_tag "$inference_tag" --use_wandb "$use_wandb" \> "$expdir/summary.txt"

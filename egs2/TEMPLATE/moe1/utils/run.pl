@@ -11,8 +11,9 @@
 # --mem, --time, --num-nodes, --name, --config are for clusters, and change nothing here
 #
 # Exit status: 0 if all went well, 1 if a job failed, 2 after Ctrl-C or a TERM signal (all jobs and
-# what they started are ended first), 75 after a USR1 signal, which jobs get too where slurm.pl has
-# started this: those that run are waited for, and no others are started.
+# what they started are ended first). After a USR1 signal, which jobs get too where slurm.pl has
+# started this, those that run are waited for, and no others are started: 75 if it is worth to be
+# called again, as a job has asked for that, or one has gone well and others have not.
 use strict;
 use warnings;
 use Cwd qw(abs_path);
@@ -33,7 +34,9 @@ if ($gpus_each && $gpus_each > @free_gpus) {
 my $places = places();
 my @waiting = @{$job->{values}};
 my %running;       # process id => {log, start, gpus}
-my %failed;        # log => 1
+my %failed;        # log => its code
+my $good = 0;      # how many have gone well
+my $broken = 0;    # how many have failed by themselves
 my $ending;        # the signal that was caught
 my $leaving;       # whether the time limit is near (USR1)
 
@@ -54,7 +57,12 @@ if ($ending) {
     exit 2;
 }
 my @logs = map { job::fill($job, $job->{log}, $_) } @{$job->{values}};
-exit job::requeue() if $leaving && (@waiting || %failed);
+my $asked = grep { $_ == job::requeue() } values %failed;
+exit job::requeue() if $leaving && !$broken && ($asked || $good && (@waiting || %failed));
+if ($leaving && !$broken && (@waiting || %failed)) {
+    print STDERR "run.pl: the time is over before any job has gone well; another run would come no further\n";
+    exit 1;
+}
 exit job::verdict($job, [grep { $failed{$_} } @logs]);
 
 # The GPUs that jobs may use, as CUDA_VISIBLE_DEVICES names them.
@@ -121,7 +129,10 @@ sub reap {
     } else {
         $code ||= 1;
     }
-    $failed{$done->{log}} = 1 if $code;
+    $failed{$done->{log}} = $code if $code;
+    $good++ unless $code;
+    # What comes after a USR1 signal is its doing.
+    $broken++ if $code && !$leaving;
     push @free_gpus, @{$done->{gpus}};
     return 1;
 }

@@ -198,7 +198,8 @@ sub submit {
     my $call = join " ", map { quoted($_) } @call;
     for my $try (1 .. 5) {
         my $answer = `$call 2>&1`;
-        return $1 if $? == 0 && $answer =~ /(\d+)/;
+        # A site may print more than that; --parsable prints the number alone.
+        return $1 // $2 if $? == 0 && $answer =~ /Submitted batch job (\d+)|^(\d+)(?:;|$)/m;
         # These come before SLURM has taken the job; after any other error it must not come twice.
         if ($try < 5 && $answer =~ /Unable to contact slurm controller|temporarily unable/) {
             nap($try * 2);

@@ -17,6 +17,17 @@ run_stage() {
     "$3"
 }
 
+# alone_with FOLDER: what comes until together_again is done by one run at a time; experiments on
+# several backbones, say, make their data in the same place.
+alone_with() {
+    mkdir -p "$1"
+    exec {lock}>"$1/.lock"
+    flock --nonblock "$lock" && return
+    log "another run is making $1: waiting for it"
+    flock "$lock"
+}
+together_again() { exec {lock}>&-; }
+
 # listed WORD WORDS ...: whether the first is among the others.
 listed() {
     local word

@@ -3,7 +3,7 @@
 # $expdir/submit/ keeps the options, the logs, and `jobs`: a line "job stage log" for each job.
 
 submit_stages() {
-    local folder=$expdir/submit number after='' log array gpu
+    local folder=$expdir/submit number after='' log array
     refuse_a_second_chain "$folder/jobs"
     mkdir -p "$folder"
     write_options >"$folder/options"
@@ -26,23 +26,26 @@ work_of() {
 
 # submit_stage STAGE: a job, or an array of them, that starts when the one before has gone well.
 submit_stage() {
-    local words=() options=(--detach true --name "$(basename "$expdir")_stage$1") id
-    log=$folder/stage$1.log array='' gpu=0
+    local words=() options=(--detach true --name "$(basename "$expdir")_stage$1") id launcher=$train_cmd
+    log=$folder/stage$1.log array=''
+    if listed "$1" 5 7 8 9 10; then
+        options+=(--gpu "$ngpu")
+        launcher=$([ "$1" = 10 ] && echo "$decode_cmd" || echo "$cuda_cmd")
+    fi
     if [ "$1" = 8 ] && [ "$experts_by" = language ]; then
         # An expert a language; how many clusters there will be is not known yet.
-        array=EXPERT=$(join , $langs)
+        array=EXPERT=$(join , ${only_experts:-$langs})
         log=$folder/stage8_EXPERT.log
         words=(--only_experts EXPERT)
     else
         options+=(--num-threads "$nj")
     fi
-    ! listed "$1" 5 7 8 9 10 || [ "$ngpu" = auto ] || gpu=$ngpu
     [ -z "$after" ] || options+=(--after "$after")
     [ -z "$max_jobs_run" ] || options+=(--max-jobs-run "$max_jobs_run")
-    id=$(utils/slurm.pl "${options[@]}" --gpu "$gpu" $array "$log" \
+    id=$($launcher "${options[@]}" $array "$log" \
         ./moe.sh --config "$folder/options" --stage "$1" --stop_stage "$1" "${words[@]}")
     echo "$id $1 $log" >>"$folder/jobs"
-    echo "job $id: stage $1${array:+, an array over $langs}${after:+, after $after}"
+    echo "job $id: stage $1${array:+, an array over ${only_experts:-$langs}}${after:+, after $after}"
     after=$id
 }
 
@@ -51,8 +54,8 @@ write_options() {
     local name
     for name in $_option_names; do
         case $name in
-            stage | stop_stage | skip_stages | submit | cmd_backend | only_experts) ;;
-            *) printf '%s="%s"\n' "$name" "${!name}" ;;
+            stage | stop_stage | skip_stages | submit | cmd_backend) ;;
+            *) printf '%s="%s"\n' "$name" "${!name//$'\n'/ }" ;;
         esac
     done
 }
@@ -62,7 +65,8 @@ refuse_a_second_chain() {
     local jobs open
     [ -s "$1" ] || return 0
     jobs=$(cut -d ' ' -f 1 "$1")
-    # Numbers that SLURM has forgotten are an error with some versions, alone or among others.
-    open=$(squeue --noheader --format %F | sort -u | grep -Fx "$jobs" | tr '\n' ' ') || true
+    open=$(squeue --noheader --format %F 2>&1) ||
+        complain "SLURM does not say whether jobs of an earlier call are under way: $open"
+    open=$(sort -u <<<"$open" | grep -Fx "$jobs" | tr '\n' ' ') || true
     [ -z "$open" ] || complain "jobs of an earlier call are under way: $open; scancel $open ends them"
 }
