@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from espnet_moe.bin import cli
 from espnet_moe.data.combining import combine_datadirs
+from espnet_moe.data.mixing import MEASURES, MixOptions
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -14,13 +15,28 @@ def get_parser() -> argparse.ArgumentParser:
         "--in", dest="sources", nargs="+", required=True, metavar="DIR", help="data directories"
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="data directory to write")
+    parser.add_argument("--max_hours", type=float, help="take so much at random (default: all)")
+    parser.add_argument(
+        "--shares", nargs="+", type=float, help="of each source in the whole, e.g. 0.8 0.2"
+    )
+    parser.add_argument("--mix_by", choices=MEASURES, default="hours", help="what shares are of")
+    parser.add_argument(
+        "--replacement",
+        type=cli.boolean,
+        default=False,
+        help="repeat utterances of a source that has less than its share; else take less of others",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the choice")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(argv)
-    combined = combine_datadirs(args.sources, args.out)
+    mix = None
+    if args.shares is not None or args.max_hours is not None or args.replacement:
+        mix = MixOptions(args.shares, args.mix_by, args.replacement, args.max_hours, args.seed)
+    combined = combine_datadirs(args.sources, args.out, mix)
     print(f"{args.out}: {len(combined.utterances)} utterances, {len(combined.skipped)} skipped")
 
 

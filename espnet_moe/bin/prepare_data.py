@@ -24,6 +24,12 @@ def get_parser() -> argparse.ArgumentParser:
         "--handles", default=None, help="mls: limited supervision, 9hr or 1hr/0 ... 1hr/5"
     )
     parser.add_argument(
+        "--train_from",
+        default="train",
+        choices=("train", "validated"),
+        help="commonvoice: validated: without the speakers and sentences of dev and test",
+    )
+    parser.add_argument(
         "--condition", default="clean", choices=("clean", "noisy"), help="kathbath: recordings"
     )
     parser.add_argument(

@@ -16,11 +16,11 @@ Row = dict[str, Any]
 LEGEND = (
     "WER in %, [95 % bootstrap interval over utterances], change relative to {baseline}; "
     "* = the paired bootstrap 95 % interval of the difference excludes 0; "
-    "mean = unweighted over the languages"
+    "mean = unweighted over the columns before it"
 )
 TERMINAL_LEGEND = (
     "WER in %; * = the paired bootstrap 95 % interval of the difference to {baseline} excludes 0; "
-    "mean = unweighted over the languages, with its change; intervals: RESULTS.md"
+    "mean = unweighted over the columns before it, with its change; intervals: RESULTS.md"
 )
 
 

@@ -43,6 +43,24 @@ def test_common_voice_columns_in_another_order_and_new_ones(
     assert utt.speaker.startswith("cv_hi_") and utt.utt_id.startswith(utt.speaker + "-")
 
 
+def test_training_on_validated_leaks_no_speaker_and_no_sentence(
+    tmp_path: Path, common_voice: Make, write: Make
+) -> None:
+    folder = common_voice(tmp_path / "hi")
+    dev = (folder / "dev.tsv").read_text().splitlines()[1].split("\t")[0]
+    write(
+        folder / "validated.tsv",
+        ("client_id", "path", "sentence"),
+        ("new", "1.mp3", "पाँच"),
+        ("new", "2.mp3", "चार।"),  # of test, but for the punctuation
+        (dev, "3.mp3", "छह"),  # a speaker of dev
+        ("other", "4.mp3", "सात"),
+    )
+    utterances = read_commonvoice(tmp_path, "hi", train_from="validated")
+    assert [u.text for u in utterances if u.split == "train"] == ["पाँच", "सात"]
+    assert [u.text for u in utterances if u.split != "train"] == ["तीन", "चार"]
+
+
 def test_common_voice_in_todays_outer_folder_byte_order_mark_and_crlf(
     tmp_path: Path, common_voice: Make
 ) -> None:

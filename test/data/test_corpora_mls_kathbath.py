@@ -93,6 +93,15 @@ def test_kathbath_layout(tmp_path: Path, kathbath: Make) -> None:
     assert {utt.split for utt in known} == {"test_known"}
 
 
+def test_kathbath_whose_archives_name_the_test_otherwise(tmp_path: Path, kathbath: Make) -> None:
+    root = kathbath(tmp_path / "kb_data_clean_m4a")
+    usual = read_kathbath(root, "hi")
+    (root / "hindi/test").rename(root / "hindi/test_unknown")
+    renamed = read_kathbath(root, "hi")
+    assert [u.utt_id for u in renamed] == [u.utt_id for u in usual]
+    assert any("/test_unknown/" in u.audio for u in renamed if u.split == "test")
+
+
 def test_kathbath_noisy_has_ids_of_its_own(tmp_path: Path, kathbath: Make) -> None:
     kathbath(tmp_path / "kb_data_clean_m4a", name="telugu")
     noisy = kathbath(tmp_path / "kb_data_noisy_m4a", name="telugu")

@@ -15,6 +15,7 @@ from espnet_moe.data.datadir import (
     validate_datadir,
     write_datadir,
 )
+from espnet_moe.data.mixing import MixOptions
 from espnet_moe.data.shapes import collect_shapes
 from espnet_moe.data.utterance import Utterance, split_of
 
@@ -198,6 +199,21 @@ def test_combining_joins_all_files(tmp_path: Path) -> None:
     assert data.num_samples["b-2"] == 32000 and len(data.raw_text) == 4
     assert data.skipped == {"b-9": "gone", "d-9": "empty"}
     assert "b b-1 b-2\n" in (tmp_path / "train_it" / "spk2utt").read_text()
+
+
+def test_combining_in_shares_repeats_utterances_with_ids_of_their_own(tmp_path: Path) -> None:
+    first = formatted(tmp_path / "one", ["a-1", "a-2", "a-3"])
+    second = formatted(tmp_path / "two", ["b-1"])
+    combine_datadirs([first, second], tmp_path / "mixed", MixOptions([1, 1], replacement=True))
+    data = load_datadir(tmp_path / "mixed")
+    ids = [utt.utt_id for utt in data.utterances]
+    assert len(ids) == 4 and ids[2:] == ["b-1", "b-1_copy1"]
+    assert data.num_samples.keys() == data.raw_text.keys() == set(ids)
+    assert {utt.speaker for utt in data.utterances} == {"a", "b"}
+    plain = tmp_path / "plain"
+    write_datadir(plain, [utterance("z-1")])
+    with pytest.raises(DataDirError, match="in formatted sets only"):
+        combine_datadirs([plain], tmp_path / "out", MixOptions(max_hours=1.0))
 
 
 def test_combining_says_where_the_result_is_not_whole(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def run(folders, *options):
     words = [f"--{n}dir {folders[n]}" for n in ("data", "dump", "exp")]
     # One corpus a language keeps it short; both layouts of every language have tests of their own.
     words += ["--langs", "'te it'", "--sources", "'te:kathbath it:mls'"]
-    made = f"--downloads {folders['downloads']} --size 12 --dev_size 4 --test_size 6"
+    made = f"--corpus_dir {folders['downloads']} --size 12 --dev_size 4 --test_size 6"
     words += ["--local_data_opts", f"'{made}'", "--inference_nj 2"]
     steps = "--max_epoch 1 --num_iters_per_epoch 2 --batch_size 4 --valid_batch_size 4"
     words += ["--train_args", f"'{steps}'"]

@@ -33,8 +33,14 @@ expdir=                         # experts and results; empty: exp/<name of the b
 ## Data
 langs=                          # languages, e.g. "hi it"
 sources=                        # the corpora of each language, e.g. "hi:commonvoice,kathbath it:mls"
-test_sets=                      # folders of dump/raw; empty: test_<language> for each language
-local_data_opts=                # options of local/data.sh
+corpus_dir=                     # where the corpus was unpacked, or corpora in folders of their names; empty: as db.sh says
+test_sets=                      # folders of dump/raw; empty: as test_sets_by says
+test_sets_by=language           # test_<language> of all its corpora, or each corpus apart: language or corpus
+mix=                            # shares of corpora in training sets, e.g. "kathbath:0.8 commonvoice:0.2"; empty: all of them
+mix_by=hours                    # shares of the hours or of the utterances
+mix_replacement=false           # repeat utterances of a corpus that has less than its share; else take less of the others
+max_train_hours=                # of a language, drawn at random; empty: all
+local_data_opts=                # further options of local/data.sh
 audio_format=flac               # flac or wav
 fs=16k                          # sampling rate
 min_wav_duration=0.1            # seconds; shorter utterances are left out
@@ -89,6 +95,27 @@ check_options() {
     done
     [[ $embedding_layer =~ ^[0-9]+$ ]] ||
         problems+=("--embedding_layer is 0 or more, not '$embedding_layer'")
+    listed "$test_sets_by" language corpus ||
+        problems+=("--test_sets_by is language or corpus, not '$test_sets_by'")
+    [[ $mix_by =~ ^(hours|utterances)$ ]] || problems+=("--mix_by is hours or utterances, not '$mix_by'")
+    for name in $mix; do
+        [[ $name =~ ^[a-z0-9_]+:[0-9]*\.?[0-9]+$ ]] ||
+            problems+=("--mix is of CORPUS:SHARE, such as kathbath:0.8, not '$name'")
+        listed "${name%%:*}" $(each '%s ' $sources | sed 's/[a-z]*://g; s/,/ /g') ||
+            problems+=("--mix: ${name%%:*} is no corpus of --sources $sources")
+    done
+    for name in $(each '%s\n' $mix | cut -d : -f 1 | sort | uniq -d); do
+        problems+=("--mix: $name has two shares")
+    done
+    [ -n "$mix" ] || [ $mix_replacement = false ] ||
+        problems+=("--mix_replacement repeats what --mix asks for: give it, too")
+    for lang in $langs; do
+        name=$(shares_of "$lang")
+        [ -z "$name" ] || [ "$(wc -w <<<"$name")" = "$(wc -w <<<"$(corpora_of "$lang")")" ] ||
+            problems+=("--mix tells some corpora of $lang, but not all: $(corpora_of "$lang" | tr '\n' ' ')")
+    done
+    [[ $max_train_hours =~ ^([0-9]+(\.[0-9]+)?)?$ ]] ||
+        problems+=("--max_train_hours is a number, not '$max_train_hours'")
     listed "$experts_by" language $CLUSTERERS ||
         problems+=("--experts_by is language or one of $CLUSTERERS, not '$experts_by'")
     for name in $systems; do
@@ -139,6 +166,10 @@ backbone_name=${backbone_name%.pt}
 expdir=${expdir:-exp/${backbone_name%.zip}}
 check_options
 log "$command_line"
+if [ -n "$codeswitch_config" ] && [ "$(wc -w <<<"$langs")" -lt 2 ]; then
+    log "one language has nothing to switch to: no code-switched sets"
+    codeswitch_config='' codeswitch_systems=''
+fi
 . ./path.sh
 [ $submit = false ] || cmd_backend=slurm
 . ./cmd.sh
@@ -155,7 +186,7 @@ trap 'exit 143' TERM
 throttle=${max_jobs_run:+--max-jobs-run $max_jobs_run}
 raw=$dumpdir/raw
 logs=$expdir/log
-test_sets=${test_sets:-$(each 'test_%s ' $langs)}
+test_sets=${test_sets:-$(sets_to_test)}
 codeswitch_sets=
 [ -z "$codeswitch_config" ] ||
     codeswitch_sets=$($python -m espnet_moe.bin.make_codeswitch --names --config "$codeswitch_config")

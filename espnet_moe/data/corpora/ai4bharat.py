@@ -77,7 +77,7 @@ def read_kathbath(
     return [
         utterance
         for split in splits
-        for utterance in _read_split(folder / FOLDERS[split], split, language, condition)
+        for utterance in _read_split(_folder_of(folder, split), split, language, condition)
     ]
 
 
@@ -98,6 +98,12 @@ def _find(root: str | Path, name: str, condition: str) -> Path:
         f"{', '.join(there[:20]) or 'none'})",
         LAYOUT,
     )
+
+
+def _folder_of(language: Path, split: str) -> Path:
+    """The folder of a split; some archives call the test of unknown speakers ``test_unknown``."""
+    usual, other = language / FOLDERS[split], language / "test_unknown"
+    return other if split == "test" and not usual.exists() and other.is_dir() else usual
 
 
 def _folders(path: Path) -> list[Path]:

@@ -4,6 +4,7 @@ The folder given, or any folder up to five levels below it, is
 
     cv-corpus-{version}-{date}/{locale}/          locale: hi, it, pa-IN, te, en
       train.tsv dev.tsv test.tsv                  tab-separated, unquoted, with a header
+      validated.tsv                               (read where training is to be from it)
       clips/common_voice_{locale}_{id}.mp3
       clip_durations.tsv                          (from version 15; read where it is there)
 """
@@ -14,6 +15,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from espnet_moe.data.corpora.layout import (
     CorpusError,
@@ -27,8 +29,10 @@ from espnet_moe.data.corpora.layout import (
     transcript,
 )
 from espnet_moe.data.files import listed
+from espnet_moe.data.normalize import normalize
 from espnet_moe.data.utterance import Gender, Seconds, Utterance, safe_id
 
+TrainFrom = Literal["train", "validated"]
 LOCALES = {"en": "en", "hi": "hi", "it": "it", "pa": "pa-IN", "te": "te"}
 SPLITS = ("train", "dev", "test")
 LAYOUT = drawing(__doc__)
@@ -60,7 +64,10 @@ logger = logging.getLogger(__name__)
 
 
 def read_commonvoice(
-    root: str | Path, language: str, splits: Iterable[str] = SPLITS
+    root: str | Path,
+    language: str,
+    splits: Iterable[str] = SPLITS,
+    train_from: TrainFrom = "train",
 ) -> list[Utterance]:
     """Read the utterances of a Common Voice release.
 
@@ -68,6 +75,8 @@ def read_commonvoice(
         root: Folder that holds the release, at any of the levels drawn above.
         language: ISO 639-1 code.
         splits: Any of ``train``, ``dev``, ``test``.
+        train_from: The table of the training set: ``train``, or ``validated``, of which the
+            speakers and sentences of dev and test are left out.
 
     Returns:
         Utterances, in the order of the files. Whether the audio exists is not looked at.
@@ -78,7 +87,15 @@ def read_commonvoice(
     """
     splits = check_splits(splits, SPLITS, "Common Voice")
     folder = find_locale(root, language)
-    rows = [(split, row) for split in splits for row in _read_clips(folder / f"{split}.tsv")]
+    rows = [
+        (split, row)
+        for split in splits
+        for row in (
+            _validated(folder, language)
+            if split == "train" and train_from == "validated"
+            else _read_clips(folder / f"{split}.tsv")
+        )
+    ]
     speakers = _short_names({row["client_id"] for _, row in rows})
     durations = _read_durations(folder / "clip_durations.tsv")
     utterances = []
@@ -174,6 +191,25 @@ def _read_clips(path: Path) -> list[dict[str, str]]:
             rows.append({name: fields[column] for name, column in columns})
     raise_wrong_fields(path, wrong, len(header))
     return rows
+
+
+def _validated(folder: Path, language: str) -> list[dict[str, str]]:
+    """The rows of ``validated.tsv`` with no speaker and no sentence of dev or test."""
+    held = [row for split in ("dev", "test") for row in _read_clips(folder / f"{split}.tsv")]
+    speakers = {row["client_id"] for row in held}
+    sentences = {normalize(row["sentence"], language) for row in held}
+    rows = _read_clips(folder / "validated.tsv")
+    others = [row for row in rows if row["client_id"] not in speakers]
+    kept = [row for row in others if normalize(row["sentence"], language) not in sentences]
+    logger.info(
+        "%s: of %d validated clips, %d of speakers of dev and test are left out, and %d of their "
+        "sentences",
+        folder,
+        len(rows),
+        len(rows) - len(others),
+        len(others) - len(kept),
+    )
+    return kept
 
 
 def _read_durations(path: Path) -> dict[str, Seconds]:

@@ -4,11 +4,26 @@
 corpora_to_data_dirs() { # stage 1
     local made=() lang
     for lang in $langs; do made+=($(splits_of "$lang" "$datadir" train dev test)); done
-    to_do "$datadir/.done/stage1.json" --inputs local/data.sh --outputs "${made[@]/%//wav.scp}" \
-        --options "sources=$sources" "opts=$local_data_opts" "bad=$allow_bad_test_audio" || return 0
-    local/data.sh --datadir "$datadir" --sources "$sources" --nj "$nj" \
-        --allow_bad_test_audio "$allow_bad_test_audio" $local_data_opts
+    to_do "$datadir/.done/stage1.json" --inputs local/data.sh $([ ! -f db.sh ] || echo db.sh) \
+        --outputs "${made[@]/%//wav.scp}" \
+        --options "sources=$sources" "opts=$local_data_opts" "bad=$allow_bad_test_audio" \
+        "langs=$langs" "corpus_dir=$corpus_dir" || return 0
+    local/data.sh --datadir "$datadir" --langs "$langs" --sources "$sources" --nj "$nj" \
+        --allow_bad_test_audio "$allow_bad_test_audio" ${corpus_dir:+--corpus_dir "$corpus_dir"} \
+        $local_data_opts
     finish "$datadir/.done/stage1.json"
+}
+
+# sets_to_test: the test sets that --test_sets_by asks for.
+sets_to_test() {
+    local lang
+    for lang in $langs; do
+        if [ "$test_sets_by" = language ]; then
+            echo "test_$lang"
+        else
+            splits_of "$lang" "" test | cut -c 2-
+        fi
+    done
 }
 
 audio_formatting() { # stage 2
@@ -28,15 +43,33 @@ audio_formatting() { # stage 2
     done
 }
 
+# shares_of LANGUAGE: what --mix says of its corpora; nothing where it has but one.
+shares_of() {
+    local corpora=($(corpora_of "$1")) corpus entry shares=()
+    [ ${#corpora[@]} -gt 1 ] || return 0
+    for corpus in "${corpora[@]}"; do
+        for entry in $mix; do
+            [ "${entry%%:*}" != "$corpus" ] || shares+=("${entry##*:}")
+        done
+    done
+    echo "${shares[*]}"
+}
+
 sets_of_languages() { # stage 3
-    local from lang
+    local from lang shares
     for lang in $langs; do
         from=($(splits_of "$lang" "$raw" train dev test))
         to_do "$dumpdir/.done/stage3_$lang.json" --inputs "${from[@]}" \
-            --outputs "$raw"/{train,dev,test}"_$lang" || continue
-        $train_cmd SPLIT=train,dev,test "$logs/combine_$lang.SPLIT.log" \
+            --options "hours=$max_train_hours" "mix=$mix $mix_by $mix_replacement" --outputs "$raw"/{train,dev,test}"_$lang" || continue
+        $train_cmd SPLIT=dev,test "$logs/combine_$lang.SPLIT.log" \
             $python -m espnet_moe.bin.combine_data --in $(splits_of "$lang" "$raw" SPLIT) \
             --out "$raw/SPLIT_$lang"
+        shares=$(shares_of "$lang")
+        [ -z "$shares" ] || shares="--shares $shares --mix_by $mix_by --replacement $mix_replacement"
+        $train_cmd "$logs/combine_$lang.train.log" \
+            $python -m espnet_moe.bin.combine_data --in $(splits_of "$lang" "$raw" train) \
+            --out "$raw/train_$lang" ${max_train_hours:+--max_hours "$max_train_hours"} \
+            $shares
         finish "$dumpdir/.done/stage3_$lang.json"
     done
     [ -n "$codeswitch_config" ] || return 0

@@ -3,8 +3,9 @@
 set -euo pipefail
 
 sources="hi:commonvoice,kathbath it:commonvoice,mls" # the corpora of each language
+langs=                          # of these languages; empty: all of them
 datadir=data                    # data dirs to write: <datadir>/<corpus>_<language>_<split>
-downloads=downloads/mini        # where the corpora are made, in a folder each
+corpus_dir=downloads/mini       # where the corpora are made, in a folder each
 nj=2                            # processes
 size=600                        # training sentences of a corpus in a language
 dev_size=40                     # development sentences
@@ -17,10 +18,11 @@ allow_bad_test_audio=false      # leave bad audio out of test sets, instead of a
 . ./path.sh
 . ./cmd.sh
 
-log "$0: the mini corpus in $downloads, its data dirs in $datadir"
+log "$0: the mini corpus in $corpus_dir, its data dirs in $datadir"
 for corpus in commonvoice kathbath mls; do
     languages=()
     for entry in $sources; do
+        [[ -z $langs || " $langs " == *" ${entry%%:*} "* ]] || continue
         [[ ",${entry#*:}," != *",$corpus,"* ]] || languages+=("${entry%%:*}")
     done
     [ ${#languages[@]} -gt 0 ] || continue
@@ -31,10 +33,10 @@ for corpus in commonvoice kathbath mls; do
     # shellcheck disable=SC2154,SC2086
     $train_cmd --max-jobs-run "$nj" LANGUAGE="$(IFS=, && echo "${languages[*]}")" \
         "$datadir/log/$corpus.LANGUAGE.log" \
-        python3 -m espnet_moe.bin.make_mini_corpus --out "$downloads/$corpus" --layout "$corpus" \
+        python3 -m espnet_moe.bin.make_mini_corpus --out "$corpus_dir/$corpus" --layout "$corpus" \
         --lang LANGUAGE --size "$size" --dev_size "$dev_size" --test_size "$test_size" \
         --seed "$seed" --nj "$each" \&\& \
-        python3 -m espnet_moe.bin.prepare_data --corpus "$corpus" --root "$downloads/$corpus" \
+        python3 -m espnet_moe.bin.prepare_data --corpus "$corpus" --root "$corpus_dir/$corpus" \
         --language LANGUAGE --out "$datadir/${corpus}_LANGUAGE" \
         --allow_bad_test_audio "$allow_bad_test_audio"
 done
