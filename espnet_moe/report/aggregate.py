@@ -10,7 +10,7 @@ from typing import Any
 from espnet_moe.errors import UserError
 from espnet_moe.files import changed_since
 from espnet_moe.report.summary import Row, Table
-from espnet_moe.scoring.folders import MIXED
+from espnet_moe.scoring.folders import ALL, MIXED
 from espnet_moe.scoring.results import MANIFEST, read_results
 from espnet_moe.scoring.systems import BASELINE, ORACLE, PARTS
 
@@ -126,14 +126,9 @@ def _is_of(row: Row, system: str, tag: str) -> bool:
 
 
 def _router_accuracy(results: Row, system: str, tag: str) -> float | None:
-    """Over the utterances of all sets."""
-    rows = [
-        row
-        for row in results.get("routing", [])
-        if _is_of(row, system, tag) and row.get("accuracy") is not None
-    ]
-    count = sum(row["utterances"] for row in rows)
-    return sum(row["accuracy"] * row["utterances"] for row in rows) / count if count else None
+    """Over the utterances of the plain test sets."""
+    rows = [row for row in results.get("routing", []) if _is_of(row, system, tag)]
+    return next((row["accuracy"] for row in rows if row["set"] == ALL), None)
 
 
 def _number(value: float | None) -> str:

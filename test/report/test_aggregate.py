@@ -7,6 +7,7 @@ import pytest
 
 from espnet_moe.bin import aggregate, score
 from espnet_moe.errors import UserError
+from espnet_moe.report.aggregate import Run, table
 from test_scoring import ENGLISH, write_hypotheses, write_references
 
 ITALIAN = {"d-1": ("it", "a b c d", "a b c x")}
@@ -62,6 +63,20 @@ def test_character_errors(scored, capsys):
     rows = json.loads((scored[1] / "results.json").read_text())["rows"]
     [cer] = [r["cer"] for r in rows if (r["system"], r["language"]) == ("baseline", "en")]
     assert f"{cer:.2f}" in line
+
+
+def test_the_router_is_judged_by_the_plain_sets():
+    row = {"system": "hard", "inference_tag": "greedy", "trainable_params": 7}
+    results = {
+        "rows": [{**row, "set": "test_hi", "language": "hi", "wer": 9.0}],
+        "routing": [
+            {**row, "set": "test_hi", "accuracy": 99.0},
+            {**row, "set": "test_cs_inter", "accuracy": 50.0},
+            {**row, "set": "all", "accuracy": 98.0},
+        ],
+    }
+    found = table([Run("exp", results)], "wer")
+    assert dict(zip(found.header, found.rows[0], strict=True))["router %"] == "98.00"
 
 
 @pytest.mark.parametrize(
