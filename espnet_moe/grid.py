@@ -1,0 +1,136 @@
+"""Grids of experiments: every combination of the values of some axes is a run of a recipe.
+
+    ranks:                            # a grid
+      options:                        # of run.sh, the same for all its experiments
+        systems: baseline oracle
+      axes:                           # the first parts the rows of the report, the last its columns
+        backbone: [openai/whisper-small, openai/whisper-medium]      # an option and its values
+        rank:                         # or names of values, and the options that each stands for
+          4: {train_args: --expert_conf rank=4 --expert_conf alpha=8}
+          8: {train_args: --expert_conf rank=8 --expert_conf alpha=16}
+
+An experiment has the folder ``<exp>/<grid>/<name>``, with the words for run.sh in ``options``.
+"""
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from espnet_moe.config import ConfigError, read_config
+from espnet_moe.data.files import write_text
+from espnet_moe.errors import UserError
+from espnet_moe.files import changed_since
+
+MANIFEST = "results.manifest.json"  # of scoring, which is the last thing an experiment does
+WORDS = "options"
+DONE = "options.done"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run of a recipe.
+
+    Attributes:
+        name: What tells it apart from others of its grid.
+        values: The name of its value on each axis.
+        options: Of run.sh.
+        folder: Where its experts and results are.
+    """
+
+    name: str
+    values: Mapping[str, str]
+    options: Mapping[str, str]
+    folder: Path
+
+    def words(self) -> str:
+        """The command line of run.sh, a word a line."""
+        pairs = {**self.options, "expdir": str(self.folder)}
+        return "".join(f"--{name}\n{value}\n" for name, value in pairs.items())
+
+    def is_done(self) -> bool:
+        """Whether there are whole results of these very options."""
+        done = self.folder / DONE
+        if not done.is_file() or done.read_text(encoding="utf-8") != self.words():
+            return False
+        try:
+            return not changed_since(self.folder / MANIFEST)
+        except UserError:
+            return False
+
+    def prepare(self) -> None:
+        """Write the words for run.sh."""
+        write_text(self.folder / WORDS, self.words())
+
+    def finish(self) -> None:
+        """Note that the results are of these options."""
+        write_text(self.folder / DONE, self.words())
+
+
+def read_grid(registry: str | Path, grid: str, exp: str | Path) -> list[Experiment]:
+    """Read the experiments of a grid.
+
+    Args:
+        registry: YAML file of grids, as above.
+        grid: Name of one of them.
+        exp: Folder of the experiments.
+
+    Raises:
+        ConfigError: For a grid that is not there or not as above, two experiments of one name, or
+            an option that two axes set.
+    """
+    grids = read_config(registry)
+    if grid not in grids:
+        raise ConfigError(f"{registry} has no grid {grid}; there are {', '.join(map(str, grids))}")
+    content = grids[grid]
+    where = f"{registry}: {grid}"
+    if not isinstance(content, dict) or not content.keys() <= {"axes", "options"}:
+        raise ConfigError(f"{where}: a grid is a mapping with axes and options")
+    axes = {str(axis): _values(axis, v, where) for axis, v in (content.get("axes") or {}).items()}
+    if not axes:
+        raise ConfigError(f"{where} has no axes")
+    common = {str(k): _text(v) for k, v in (content.get("options") or {}).items()}
+    found = []
+    for chosen in itertools.product(*(values.items() for values in axes.values())):
+        values = dict(zip(axes, (name for name, _ in chosen), strict=True))
+        options = dict(common)
+        for axis, (_, own) in zip(axes, chosen, strict=True):
+            if twice := sorted(own.keys() & options.keys()):
+                raise ConfigError(f"{where}: axis {axis} sets {', '.join(twice)} a second time")
+            options |= own
+        name = "_".join(_slug(f"{v}" if not v.isdigit() else f"{a}{v}") for a, v in values.items())
+        found.append(Experiment(name, values, options, Path(exp) / grid / name))
+    names = [one.name for one in found]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{where}: several experiments are called {', '.join(repeated)}")
+    return found
+
+
+def _values(axis: object, values: object, where: str) -> dict[str, dict[str, str]]:
+    """The options of each value of an axis, by the value's name."""
+    if isinstance(values, list) and values:
+        names = [Path(_text(v)).name or _text(v) for v in values]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(
+                f"{where}: axis {axis} has several values called {', '.join(repeated)}: name them"
+            )
+        return {n: {str(axis): _text(v)} for n, v in zip(names, values, strict=True)}
+    if isinstance(values, dict) and values and all(isinstance(v, dict) for v in values.values()):
+        return {
+            str(name): {str(k): _text(v) for k, v in options.items()}
+            for name, options in values.items()
+        }
+    raise ConfigError(f"{where}: axis {axis} is a list of values, or names with their options")
+
+
+def _text(value: Any) -> str:
+    """As a recipe's option is written; YAML reads ``true`` and the empty value otherwise."""
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", text)

@@ -1,0 +1,131 @@
+"""What a grid of experiments has come to: WER by its last axis, parameters, a picture."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from espnet_moe.files import atomic
+from espnet_moe.grid import Experiment
+from espnet_moe.report.summary import Row, Table
+from espnet_moe.scoring.folders import MIXED
+from espnet_moe.scoring.results import read_results
+from espnet_moe.scoring.systems import BASELINE, PARTS
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished experiment: its place in the grid, and what its ``results.json`` holds."""
+
+    experiment: Experiment
+    results: dict[str, Any]
+
+
+def read_finished(experiments: Sequence[Experiment]) -> list[Finished]:
+    """Read the results of those that are finished."""
+    return [Finished(one, read_results(one.folder)) for one in experiments if one.is_done()]
+
+
+def wer_table(finished: Sequence[Finished], system: str) -> Table:
+    """WER with its interval: a column each value of the last axis, and the baseline.
+
+    A row is of a test set and the values of the other axes. The baseline is told where it is the
+    same for the whole row.
+
+    Args:
+        finished: At least one.
+        system: Whose WER.
+    """
+    axes = list(finished[0].experiment.values)
+    columns = list(dict.fromkeys(one.experiment.values[axes[-1]] for one in finished))
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    baselines: dict[tuple[str, ...], set[str]] = {}
+    for one in finished:
+        values = one.experiment.values
+        for row in _plain(one.results):
+            key = (*(values[axis] for axis in axes[:-1]), row["set"])
+            if row["system"] == BASELINE:
+                baselines.setdefault(key, set()).add(_cell(row))
+            if row["system"] == system:
+                cells.setdefault(key, {})[values[axes[-1]]] = _cell(row)
+    header = (*axes[:-1], "set", BASELINE, *(f"{axes[-1]} {name}" for name in columns))
+    lines = []
+    for key, found in cells.items():
+        of_baseline = baselines.get(key, set())
+        alike = next(iter(of_baseline)) if len(of_baseline) == 1 else "-"
+        lines.append((*key, alike, *(found.get(name, "-") for name in columns)))
+    return Table(header, tuple(lines))
+
+
+def parameter_table(finished: Sequence[Finished], system: str) -> Table:
+    """The parameters of each experiment's experts, and its mean WER over its sets."""
+    axes = list(finished[0].experiment.values)
+    lines = []
+    for one in finished:
+        rows = [row for row in _plain(one.results) if row["system"] == system]
+        if not rows:
+            continue
+        mean = sum(row["wer"] for row in rows) / len(rows)
+        own = max(row.get("trainable_params") or 0 for row in rows)
+        values = (one.experiment.values[axis] for axis in axes)
+        lines.append((*values, str(own), str(rows[0].get("params", "-")), f"{mean:.2f}"))
+    return Table((*axes, "own parameters", "parameters in all", "mean WER"), tuple(lines))
+
+
+def draw(finished: Sequence[Finished], system: str, path: Path) -> bool:
+    """Draw the WER of every row of the table over the last axis, with its intervals.
+
+    Returns:
+        Whether there is a picture: not without matplotlib.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        log.warning("no picture: matplotlib is not installed (it comes with espnet_moe[train])")
+        return False
+    axes = list(finished[0].experiment.values)
+    columns = list(dict.fromkeys(one.experiment.values[axes[-1]] for one in finished))
+    lines: dict[str, dict[str, Row]] = {}
+    for one in finished:
+        values = one.experiment.values
+        for row in _plain(one.results):
+            if row["system"] == system:
+                label = " ".join([*(values[axis] for axis in axes[:-1]), row["set"]])
+                lines.setdefault(label, {})[values[axes[-1]]] = row
+    figure = Figure(layout="constrained", figsize=(7, 4.5))
+    FigureCanvasAgg(figure)
+    plot = figure.subplots()
+    for number, (label, found) in enumerate(lines.items()):
+        there = [name for name in columns if name in found]
+        # Beside one another, so that intervals do not hide each other.
+        places = [columns.index(name) + 0.03 * (number - len(lines) / 2) for name in there]
+        wers = [found[name]["wer"] for name in there]
+        low = [found[name]["wer"] - found[name]["wer_ci"][0] for name in there]
+        high = [found[name]["wer_ci"][1] - found[name]["wer"] for name in there]
+        plot.errorbar(places, wers, yerr=[low, high], marker="o", capsize=2, label=label)
+    plot.set_xticks(range(len(columns)), columns)
+    plot.set_xlabel(axes[-1])
+    plot.set_ylabel(f"WER of {system} in %")
+    plot.set_ylim(bottom=0)
+    plot.legend(fontsize="small")
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    return True
+
+
+def _plain(results: dict[str, Any]) -> list[Row]:
+    """Rows of sets that are neither code-switched nor parts of such, with a WER."""
+    return [
+        row
+        for row in results["rows"]
+        if row["wer"] is not None and row["language"] != MIXED and not row["set"].endswith(PARTS)
+    ]
+
+
+def _cell(row: Row) -> str:
+    low, high = row["wer_ci"]
+    return f"{row['wer']:.2f} [{low:.2f}, {high:.2f}]"

@@ -1,0 +1,179 @@
+"""Grids of experiments: what they consist of, when one is finished, what the report tells."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from espnet_moe.bin import grid as command
+from espnet_moe.bin import score
+from espnet_moe.config import ConfigError
+from espnet_moe.grid import read_grid
+from test_scoring import ENGLISH, write_hypotheses, write_references
+
+ROOT = Path(__file__).resolve().parents[1]
+GRID = """
+ranks:
+  options: {systems: baseline oracle, joint_config: "", probe: true}
+  axes:
+    backbone: [openai/whisper-small, whisper_mini]
+    langs: [en, it]
+    rank:
+      4: {train_args: --expert_conf rank=4}
+      16: {train_args: --expert_conf rank=16}
+"""
+
+
+@pytest.fixture
+def registry(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(GRID)
+    return path
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A scored experiment: baseline 50.00 %, oracle 0.00 %."""
+    write_references(tmp_path, "test_en", {u: r[:2] for u, r in ENGLISH.items()})
+    for system, column in (("baseline", 2), ("oracle", 1)):
+        write_hypotheses(tmp_path, system, "test_en", {u: r[column] for u, r in ENGLISH.items()})
+    folders = ["--exp", str(tmp_path / "exp"), "--data", str(tmp_path / "dump/raw")]
+    systems = ["--systems", "baseline", "oracle", "--test_sets", "test_en"]
+    score.main([*folders, *systems, "--inference_tag", "greedy"])
+    return tmp_path / "exp"
+
+
+def test_every_combination(registry):
+    experiments = read_grid(registry, "ranks", "exp")
+    assert len(experiments) == 8
+    first = experiments[1]
+    assert first.name == "whisper-small_en_rank16"
+    assert first.folder == Path("exp/ranks/whisper-small_en_rank16")
+    words = first.words().splitlines()
+    assert dict(zip(words[::2], words[1::2], strict=True)) == {
+        "--systems": "baseline oracle",
+        "--joint_config": "",
+        "--probe": "true",
+        "--backbone": "openai/whisper-small",
+        "--langs": "en",
+        "--train_args": "--expert_conf rank=16",
+        "--expdir": "exp/ranks/whisper-small_en_rank16",
+    }
+
+
+def test_the_recipes_own_grids():
+    conf = ROOT / "egs2/multilingual/moe1/conf/grid.yaml"
+    assert len(read_grid(conf, "ranks", "exp")) == 80
+    assert len(read_grid(conf, "ratios", "exp")) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("other: {axes: {a: [1]}}", "has no grid ranks; there are other"),
+        ("ranks: [1]", "a grid is a mapping with axes and options"),
+        ("ranks: {axis: {a: [1]}}", "a grid is a mapping with axes and options"),
+        ("ranks: {options: {a: 1}}", "has no axes"),
+        ("ranks: {axes: {a: 1}}", "axis a is a list of values, or names with their options"),
+        ("ranks: {axes: {a: []}}", "axis a is a list of values"),
+        ("ranks: {options: {a: 1}, axes: {a: [2]}}", "axis a sets a a second time"),
+        ("ranks: {axes: {backbone: [x/b, y/b]}}", "several values called b: name them"),
+        ("ranks: {axes: {a: {x y: {b: 1}, x-y: {b: 2}}}}", "several experiments are called x-y"),
+    ],
+)
+def test_grids_that_cannot_be(registry, text, message):
+    registry.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_grid(registry, "ranks", "exp")
+
+
+def test_when_one_is_finished(registry, results, tmp_path):
+    one = read_grid(registry, "ranks", tmp_path / "all")[0]
+    assert not one.is_done()
+    shutil.copytree(results, one.folder)
+    assert not one.is_done()  # of which options the results are is not known
+    one.finish()
+    assert one.is_done()
+    registry.write_text(GRID.replace("rank=4", "rank=5"))
+    changed = read_grid(registry, "ranks", tmp_path / "all")[0]
+    assert changed.folder == one.folder and not changed.is_done()
+    (one.folder / "results.json").write_text("{}")
+    assert not one.is_done()
+
+
+RUN = """#!/usr/bin/env bash
+echo "$*" >>called
+while [ $# -gt 0 ]; do
+    [ "$1" != --expdir ] || expdir=$2
+    [ "$1" != --langs ] || langs=$2
+    shift
+done
+[ "$langs" != "$FAIL" ] || exit 1
+mkdir -p "$expdir" && cp -r "$RESULTS"/* "$expdir"
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, registry, results):
+    """grid.sh beside a run.sh that only copies results."""
+    template = ROOT / "egs2/TEMPLATE/moe1"
+    shutil.copytree(template / "utils", tmp_path / "recipe/utils")
+    folder = tmp_path / "recipe"
+    shutil.copy(template / "cmd.sh", folder)
+    shutil.copy(ROOT / "egs2/multilingual/moe1/grid.sh", folder)
+    (folder / "path.sh").write_text("")
+    (folder / "run.sh").write_text(RUN)
+    (folder / "run.sh").chmod(0o755)
+
+    def run(*words, fail="none"):
+        return subprocess.run(
+            [folder / "grid.sh", "--registry", registry, *words],
+            capture_output=True,
+            text=True,
+            env={
+                **os.environ,
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "PYTHONPATH": str(ROOT),
+                "RESULTS": str(results),
+                "FAIL": fail,
+            },
+        )
+
+    return folder, run
+
+
+def test_a_grid_goes_on_where_it_failed(recipe):
+    folder, run = recipe
+    done = run("--max_jobs_run", "2", "--run_args", "--nj 1", fail="it")
+    assert done.returncode == 1
+    assert "4 / 8 failed" in done.stderr
+    called = (folder / "called").read_text().splitlines()
+    assert len(called) == 8 and all(line.endswith("--ngpu 0 --nj 1") for line in called)
+    done = run("--max_jobs_run", "2")
+    assert done.returncode == 0, done.stderr
+    assert "4 of 8 experiments are finished" in done.stderr
+    again = (folder / "called").read_text().splitlines()[8:]
+    assert len(again) == 4 and all("--langs it" in line for line in again)
+    assert "8 of 8 experiments are finished" in done.stdout
+    done = run()
+    assert done.returncode == 0 and len((folder / "called").read_text().splitlines()) == 12
+    report = (folder / "exp/grid/ranks/report.md").read_text()
+    assert "|backbone|langs|set|baseline|rank 4|rank 16|" in report
+    assert "|whisper_mini|it|test_en|50.00 [" in report
+    assert (folder / "exp/grid/ranks/wer.png").stat().st_size > 5000
+    assert len((folder / "exp/grid/ranks/report.csv").read_text().splitlines()) == 1 + 4
+
+
+def test_a_report_of_what_there_is(recipe, registry, capsys):
+    folder, run = recipe
+    assert run("--report", "true").returncode == 2
+    run(fail="it")
+    done = run("--report", "true", "--system", "baseline")
+    assert done.returncode == 0, done.stderr
+    assert "4 of 8 experiments are finished" in done.stdout
+    assert len((folder / "called").read_text().splitlines()) == 8
+    with pytest.raises(ConfigError, match="--name x is none of whisper-small_en_rank4"):
+        command.main(["finish", "--registry", str(registry), "--grid", "ranks", "--name", "x"])
