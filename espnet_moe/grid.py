@@ -9,7 +9,8 @@
           4: {train_args: --expert_conf rank=4 --expert_conf alpha=8}
           8: {train_args: --expert_conf rank=8 --expert_conf alpha=16}
 
-An experiment has the folder ``<exp>/<grid>/<name>``, with the words for run.sh in ``options``.
+Several axes may have ``train_args``, which are joined; any other option is set once. An experiment
+has the folder ``<exp>/<grid>/<name>``, with the words for run.sh in ``options``.
 """
 
 import itertools
@@ -27,6 +28,7 @@ from espnet_moe.files import changed_since
 MANIFEST = "results.manifest.json"  # of scoring, which is the last thing an experiment does
 WORDS = "options"
 DONE = "options.done"
+JOINED = "train_args"  # several axes may have a part in it
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,10 @@ def read_grid(registry: str | Path, grid: str, exp: str | Path) -> list[Experime
         values = dict(zip(axes, (name for name, _ in chosen), strict=True))
         options = dict(common)
         for axis, (_, own) in zip(axes, chosen, strict=True):
-            if twice := sorted(own.keys() & options.keys()):
+            if twice := sorted((own.keys() & options.keys()) - {JOINED}):
                 raise ConfigError(f"{where}: axis {axis} sets {', '.join(twice)} a second time")
-            options |= own
+            joined = " ".join(part[JOINED] for part in (options, own) if JOINED in part)
+            options |= own | ({JOINED: joined} if joined else {})
         name = "_".join(_slug(f"{v}" if not v.isdigit() else f"{a}{v}") for a, v in values.items())
         found.append(Experiment(name, values, options, Path(exp) / grid / name))
     names = [one.name for one in found]

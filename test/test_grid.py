@@ -64,6 +64,15 @@ def test_every_combination(registry):
     }
 
 
+def test_arguments_of_the_training_from_several_axes(registry):
+    registry.write_text(
+        "ranks: {options: {train_args: --a 1}, axes: {x: {p: {train_args: --b 2}, q: {}}, "
+        "y: {r: {train_args: --c 3}}}}"
+    )
+    found = [one.options["train_args"] for one in read_grid(registry, "ranks", "exp")]
+    assert found == ["--a 1 --b 2 --c 3", "--a 1 --c 3"]
+
+
 def test_the_recipes_own_grids():
     conf = ROOT / "egs2/multilingual/moe1/conf/grid.yaml"
     assert len(read_grid(conf, "ranks", "exp")) == 80
