@@ -12,7 +12,7 @@ from pathlib import Path
 from espnet_moe.bin import cli
 from espnet_moe.data.files import write_text
 from espnet_moe.errors import UserError
-from espnet_moe.report.aggregate import METRICS, read_runs, table, to_csv
+from espnet_moe.report.aggregate import METRICS, read_published, read_runs, table, to_csv
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -20,6 +20,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__, "aggregate")
     parser.add_argument("folders", nargs="+", type=Path, help="experiment folders, e.g. exp/*")
     parser.add_argument("--metric", choices=METRICS, default="wer", help="of the languages")
+    parser.add_argument("--published", type=Path, help="YAML of others' figures, to be shown below")
     parser.add_argument("--out", type=Path, help="write <out>.csv and <out>.md, too")
     return parser
 
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not runs:
         names = ", ".join(map(str, args.folders))
         raise UserError(f"no finished results in {names}: name experiment folders, e.g. exp/*")
-    found = table(runs, args.metric)
+    published = [] if args.published is None else read_published(args.published)
+    found = table(runs, args.metric, published)
     print(found.to_text(), end="")
     if args.out is not None:
         write_text(args.out.with_name(f"{args.out.name}.csv"), to_csv(found))

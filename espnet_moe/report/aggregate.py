@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from espnet_moe.config import ConfigError
 from espnet_moe.errors import UserError
 from espnet_moe.files import changed_since
 from espnet_moe.report.summary import Row, Table
@@ -49,12 +52,32 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     return [Run(n, results) for n, (_, results) in zip(names, found, strict=True)], missing
 
 
-def table(runs: Sequence[Run], metric: str) -> Table:
+def read_published(path: Path) -> list[dict[str, Any]]:
+    """Read WERs that others have published: a list of ``system``, ``source``, ``sets``, ``wer``.
+
+    Raises:
+        ConfigError: For a file that is not as that.
+    """
+    try:
+        rows = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--published {path} cannot be read: {error}") from error
+    needed = {"system", "source", "sets", "wer"}
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and row.keys() == needed and isinstance(row["wer"], dict)
+        for row in rows
+    ):
+        raise ConfigError(f"--published {path} is a list of {', '.join(sorted(needed))}")
+    return rows
+
+
+def table(runs: Sequence[Run], metric: str, published: Sequence[dict[str, Any]] = ()) -> Table:
     """Make the table: a column a language (a set, where a language has several), then the mean.
 
     Args:
         runs: At least one.
         metric: ``wer`` or ``cer``; the mean and what follows from it are the WER's.
+        published: Of others, to be shown below ours; on what sets is told in the place of the run.
     """
     rows = [(run, row) for run in runs for row in run.results["rows"]]
     rows = [(run, row) for run, row in rows if not row["set"].endswith(PARTS)]
@@ -94,6 +117,18 @@ def table(runs: Sequence[Run], metric: str) -> Table:
                 str(next(iter(cells.values())).get("trainable_params", "")),
                 commit[:9],
                 str(results.get("date", ""))[:10],
+            )
+        )
+    for theirs in published:
+        cells_of = (
+            theirs["wer"].get(language) if metric == "wer" and names == language else None
+            for (_, language), names in columns.items()
+        )
+        drawn.append(
+            (
+                *(f"{theirs['sets']}: {theirs['source']}", str(theirs["system"]), "published"),
+                *map(_number, cells_of),
+                *[""] * 7,
             )
         )
     header = (

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,19 @@ def test_character_errors(scored, capsys):
     rows = json.loads((scored[1] / "results.json").read_text())["rows"]
     [cer] = [r["cer"] for r in rows if (r["system"], r["language"]) == ("baseline", "en")]
     assert f"{cer:.2f}" in line
+
+
+def test_beside_what_others_have_published(scored, tmp_path, capsys):
+    conf = Path(__file__).resolve().parents[2] / "egs2/TEMPLATE/moe1/conf/published.yaml"
+    capsys.readouterr()
+    aggregate.main([str(scored[1]), "--published", str(conf), "--out", str(tmp_path / "all")])
+    rows = list(csv.DictReader((tmp_path / "all.csv").open()))
+    large = next(r for r in rows if r["system"] == "Whisper large")
+    assert (large["it"], large["en"], large["decoding"]) == ("20.38", "", "published")
+    conf = tmp_path / "wrong.yaml"
+    conf.write_text("- {system: a}\n")
+    with pytest.raises(UserError, match="is a list of sets, source, system, wer"):
+        aggregate.main([str(scored[1]), "--published", str(conf)])
 
 
 def test_the_router_is_judged_by_the_plain_sets():
