@@ -39,7 +39,9 @@ my $job = job::parse("slurm.pl", [qw(after detach)], @ARGV);
 my @submit = submission();
 my @logs = map { job::fill($job, $job->{log}, $_) } @{$job->{values}};
 my $queue = dirname($logs[0]) . "/q";
-my $label = job::fill($job, basename($job->{log}), "all");
+# Many logs are called train.log: the folder tells which.
+my @path = split "/", $job->{log};
+my $label = job::fill($job, join("_", @path > 1 ? @path[-2, -1] : @path), "all");
 $label =~ s/[^\w.+-]/_/g;
 my $script = "$queue/$label.sh";
 my $sync = "$queue/done.$label.$$";    # and a job's number: that it has ended, and how
