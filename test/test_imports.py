@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "espnet_moe"
 ROWS = [
     {"errors", "__init__"},
     {"files", "config", "stamps"},
-    {"data", "experts", "checkpoints"},
-    {"scoring", "routing", "interruption"},
+    {"data", "experts", "checkpoints", "provenance", "tracking"},
+    {"scoring", "routing", "interruption", "memory", "grid"},
     {"backbones", "report", "clustering"},
     {"decoding", "analysis"},
     {"model", "training_data"},

@@ -196,7 +196,7 @@ def is_alive(pid: int) -> bool:
 def test_the_time_limit_and_jobs_that_know_no_signals(
     tmp_path: Path, first: str, code: int
 ) -> None:
-    script = f"if [ JOB = 1 ]; then {first}; else touch on; exec sleep 100; fi"
+    script = f"echo $$ >pid.JOB; if [ JOB = 1 ]; then exec {first}; else exec sleep 100; fi"
     words = ["bash", "-c", quoted(script)]
     launcher = subprocess.Popen(
         [RUN_PL, "--max-jobs-run", "2", "JOB=1:2", "k.JOB.log", *words],
@@ -204,15 +204,12 @@ def test_the_time_limit_and_jobs_that_know_no_signals(
         stderr=subprocess.PIPE,
         text=True,
     )
+    pids = [wait_for_number(tmp_path / f"pid.{job}") for job in (1, 2)]
     until = time.monotonic() + 10
-    ready = tmp_path / "k.1.log"
-    while not (tmp_path / "on").exists() or (
-        first != "sleep 100" and "# Ended" not in (ready.read_text() if ready.exists() else "")
-    ):
+    while first != "sleep 100" and "# Ended" not in (tmp_path / "k.1.log").read_text():
         assert time.monotonic() < until
         time.sleep(0.02)
-    found = subprocess.run(["pgrep", "-x", "sleep"], capture_output=True, text=True).stdout.split()
-    sleeping = [int(p) for p in found if os.path.samefile(f"/proc/{p}/cwd", tmp_path)]
+    sleeping = pids if first == "sleep 100" else pids[1:]
     for process in (*sleeping, launcher.pid):  # as slurm.pl signals all that is below
         os.kill(process, signal.SIGUSR1)
     assert launcher.wait(timeout=10) == code

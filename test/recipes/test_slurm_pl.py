@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from slurm_node import slurm  # noqa: F401  # a fixture
-
 ROOT = Path(__file__).resolve().parents[2]
 SLURM_PL = ROOT / "egs2/TEMPLATE/moe1/utils/slurm.pl"
 
@@ -66,7 +64,7 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, slurm: dict[str, str]) -> Iterator[Cluster]:  # noqa: F811
+def cluster(tmp_path: Path, slurm: dict[str, str]) -> Iterator[Cluster]:
     made = Cluster(tmp_path, slurm)
     yield made
     for launcher in made.started:

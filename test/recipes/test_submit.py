@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from recipes.test_moe_sh import DATA, OPTIONS, ROOT, Recipe
-from slurm_node import slurm  # noqa: F401  # a fixture
 
 
 class Submitted(Recipe):
@@ -51,7 +50,7 @@ class Submitted(Recipe):
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, slurm: dict[str, str]) -> Submitted:  # noqa: F811
+def recipe(tmp_path: Path, slurm: dict[str, str]) -> Submitted:
     return Submitted(tmp_path, slurm)
 
 
