@@ -178,6 +178,10 @@ def test_a_grid_goes_on_where_it_failed(recipe):
 
 def test_a_report_of_what_there_is(recipe, registry, capsys):
     folder, run = recipe
+    elsewhere = subprocess.run(
+        ["recipe/grid.sh", "--help"], cwd=folder.parent, capture_output=True, text=True
+    )
+    assert elsewhere.returncode == 0 and "--run_args" in elsewhere.stdout
     assert run("--report", "true").returncode == 2
     run(fail="it")
     done = run("--report", "true", "--system", "baseline")

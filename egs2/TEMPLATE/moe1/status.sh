@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # How the jobs of submit.sh go: a table of jobs, stages and progress, and the end of failed logs.
 set -euo pipefail
-cd "$(dirname "$0")"
 
 expdir=                         # which run; empty: all in exp/
 lines=10                        # of a failed log
 
-. utils/parse_options.sh
+. "$(dirname "$0")/utils/parse_options.sh"
+cd "$(dirname "$0")"
 
 # state_of JOB TASK LOG: what SLURM says, else what the log says.
 state_of() {

@@ -5,7 +5,6 @@
 #   ./grid.sh --grid ranks --cmd_backend slurm --ngpu 1 --max_jobs_run 8     # an array of jobs
 #   ./grid.sh --grid ranks --report true                                     # tables and a picture
 set -euo pipefail
-cd "$(dirname "$0")"
 
 grid=ranks                      # which one
 registry=conf/grid.yaml         # the grids
@@ -17,7 +16,8 @@ cmd_backend=local               # where experiments run: local or slurm
 max_jobs_run=1                  # experiments at a time
 ngpu=0                          # GPUs of each
 
-. utils/parse_options.sh
+. "$(dirname "$0")/utils/parse_options.sh"
+cd "$(dirname "$0")"
 . utils/stages.sh
 . ./path.sh
 . ./cmd.sh
