@@ -24,8 +24,8 @@ from espnet_moe.config import ConfigError, read_config
 from espnet_moe.data.files import write_text
 from espnet_moe.errors import UserError
 from espnet_moe.files import changed_since
+from espnet_moe.scoring.results import MANIFEST
 
-MANIFEST = "results.manifest.json"  # of scoring, which is the last thing an experiment does
 WORDS = "options"
 DONE = "options.done"
 JOINED = "train_args"  # several axes may have a part in it

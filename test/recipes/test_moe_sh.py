@@ -1,5 +1,6 @@
 """moe.sh with a Python that only notes what it is asked: options, stages, command lines."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -193,6 +194,26 @@ def recipe(tmp_path: Path) -> Recipe:
     return Recipe(tmp_path)
 
 
+def test_a_language_is_read_once_whatever_others_are_asked_for(recipe: Recipe) -> None:
+    """As in a grid over languages, where reading a corpus again for each experiment takes hours."""
+    read = []
+    for langs in ("hi", "hi it", "it", "hi"):
+        done = recipe.run("--stop_stage", "1", "--langs", langs)
+        assert done.returncode == 0, done.stderr
+        line = recipe.log.read_text()  # of this run
+        read.append(line.partition("--langs ")[2].partition(" --")[0])
+    assert read == ["hi", "it", "", ""]
+
+
+def test_data_is_waited_for_by_those_who_make_it_alone(recipe: Recipe) -> None:
+    """A job that trains or decodes does not wait for another run's corpora."""
+    (recipe.folder / "data").mkdir()
+    with open(recipe.folder / "data/.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = recipe.run("--stage", "4", "--stop_stage", "4")
+        assert "input missing" in done.stderr and "waiting" not in done.stdout
+
+
 def test_the_whole_path_and_again(recipe: Recipe) -> None:
     done = recipe.run("--ngpu", "0", "--inference_nj", "2", "--train_args", "--max_epoch 4")
     assert done.returncode == 0, done.stderr
@@ -229,7 +250,7 @@ def test_the_whole_path_and_again(recipe: Recipe) -> None:
     again = recipe.run("--ngpu", "0", "--train_args", "--max_epoch 4")
     assert again.returncode == 0, again.stderr
     assert recipe.did() == []
-    assert again.stdout.count("skipped: done, nothing has changed") == 15
+    assert again.stdout.count("skipped: done, nothing has changed") == 16
     assert "the table" in again.stdout
 
     # Another option of the training: experts anew (the old ones are kept), and what follows.

@@ -209,7 +209,7 @@ several_gpus=$([ "$ngpu" -le 1 ] || echo "--multiprocessing_distributed true")
 inference_gpus=$([ $has_gpu = true ] && [ "$gpu_inference" = true ] && echo 1 || echo 0)
 
 mkdir -p "$expdir/log"
-alone_with "$datadir"
+if wanted 1 || wanted 2 || wanted 3; then alone_with "$datadir"; fi
 run_stage 1 "corpora to data dirs in $datadir" corpora_to_data_dirs
 run_stage 2 "audio of $datadir to $raw" audio_formatting
 run_stage 3 "sets of each language in $raw" sets_of_languages

@@ -40,13 +40,14 @@ names_of() { option only_experts | grep . || option langs; }
 
 # trainings_of STAGE EXPERT: their logs.
 trainings_of() {
-    local by name
+    local by name tag
+    tag=$(option experts_tag)
     by=$(option experts_by)
     by=$([ "$by" = language ] || echo "_$by")
     case $1 in
         7) for name in $(option routers); do echo "$folder/../$name$by/train.log"; done ;;
-        8) echo "$folder/../$(option experts_tag)${by}_${2:-*}/train.log" ;;
-        9) echo "$folder"/../joint*/train.log ;;
+        8) echo "$folder/../$tag${by}_${2:-*}/train.log" ;;
+        9) echo "$folder/../joint$by$([ "$tag" = expert ] || echo "_$tag")/train.log" ;;
     esac
 }
 

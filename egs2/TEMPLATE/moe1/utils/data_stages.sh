@@ -2,16 +2,21 @@
 # Sourced by moe.sh: from corpora to sets and their statistics.
 
 corpora_to_data_dirs() { # stage 1
-    local made=() lang
-    for lang in $langs; do made+=($(splits_of "$lang" "$datadir" train dev test)); done
-    to_do "$datadir/.done/stage1.json" --inputs local/data.sh $([ ! -f db.sh ] || echo db.sh) \
-        --outputs "${made[@]/%//wav.scp}" \
-        --options "sources=$sources" "opts=$local_data_opts" "bad=$allow_bad_test_audio" \
-        "langs=$langs" "corpus_dir=$corpus_dir" || return 0
-    local/data.sh --datadir "$datadir" --langs "$langs" --sources "$sources" --nj "$nj" \
+    local pending=() made lang
+    for lang in $langs; do
+        made=($(splits_of "$lang" "$datadir" train dev test))
+        to_do "$datadir/.done/stage1_$lang.json" \
+            --inputs local/data.sh $([ ! -f db.sh ] || echo db.sh) \
+            --options "corpora=$(corpora_of "$lang")" "corpus_dir=$corpus_dir" \
+            "opts=$local_data_opts" "bad=$allow_bad_test_audio" \
+            --outputs "${made[@]/%//wav.scp}" || continue
+        pending+=("$lang")
+    done
+    [ ${#pending[@]} -gt 0 ] || return 0
+    local/data.sh --datadir "$datadir" --langs "${pending[*]}" --sources "$sources" --nj "$nj" \
         --allow_bad_test_audio "$allow_bad_test_audio" ${corpus_dir:+--corpus_dir "$corpus_dir"} \
         $local_data_opts
-    finish "$datadir/.done/stage1.json"
+    for lang in "${pending[@]}"; do finish "$datadir/.done/stage1_$lang.json"; done
 }
 
 # sets_to_test: the test sets that --test_sets_by asks for.
@@ -60,7 +65,8 @@ sets_of_languages() { # stage 3
     for lang in $langs; do
         from=($(splits_of "$lang" "$raw" train dev test))
         to_do "$dumpdir/.done/stage3_$lang.json" --inputs "${from[@]}" \
-            --options "hours=$max_train_hours" "mix=$mix $mix_by $mix_replacement" --outputs "$raw"/{train,dev,test}"_$lang" || continue
+            --options "hours=$max_train_hours" "mix=$mix $mix_by $mix_replacement" \
+            --outputs "$raw"/{train,dev,test}"_$lang" || continue
         $train_cmd SPLIT=dev,test "$logs/combine_$lang.SPLIT.log" \
             $python -m espnet_moe.bin.combine_data --in $(splits_of "$lang" "$raw" SPLIT) \
             --out "$raw/SPLIT_$lang"

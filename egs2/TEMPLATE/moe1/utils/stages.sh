@@ -26,7 +26,7 @@ alone_with() {
     log "another run is making $1: waiting for it"
     flock "$lock"
 }
-together_again() { exec {lock}>&-; }
+together_again() { [ -z "${lock:-}" ] || exec {lock}>&-; }
 
 # listed WORD WORDS ...: whether the first is among the others.
 listed() {
