@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         summary = format_datadir(source, target, options)
         print(
             f"{target}: {summary.kept} utterances, {summary.hours:.2f} h, "
-            f"{len(summary.skipped)} skipped, {summary.formatted} files written now"
+            f"{len(summary.skipped)} skipped, {summary.formatted} files done now"
         )
 
 

@@ -13,7 +13,14 @@ import soxr
 from espnet_moe.data.utterance import SAMPLE_RATE, Seconds
 from espnet_moe.errors import UserError
 
-__all__ = ["SAMPLE_RATE", "AudioError", "load_audio", "speech_bounds", "trim_silence"]
+__all__ = [
+    "SAMPLE_RATE",
+    "AudioError",
+    "is_stored_as",
+    "load_audio",
+    "speech_bounds",
+    "trim_silence",
+]
 
 Samples = npt.NDArray[np.float32]
 
@@ -72,6 +79,19 @@ def load_audio(path: str | Path) -> Samples:
         if samples.size == 0:
             raise AudioError(f"{path} is too short to resample ({len(frames)} samples)")
     return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+def is_stored_as(path: str | Path, audio_format: str) -> bool:
+    """Whether a file is ``flac`` or ``wav``, 16 bit, 16 kHz and mono: what formatting writes."""
+    if Path(path).suffix.lower() != f".{audio_format}":
+        return False
+    stored = soundfile.info(str(path))
+    return (
+        stored.format == audio_format.upper()
+        and stored.subtype == "PCM_16"
+        and stored.samplerate == SAMPLE_RATE
+        and stored.channels == 1
+    )
 
 
 def trim_silence(x: Samples, threshold_db: float = 40.0, margin: Seconds = 0.1) -> Samples:

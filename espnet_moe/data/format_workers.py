@@ -23,7 +23,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from espnet_moe.data.audio import AudioError, Samples, load_audio, speech_bounds
+from espnet_moe.data.audio import AudioError, Samples, is_stored_as, load_audio, speech_bounds
 from espnet_moe.data.files import write_bytes, write_text
 from espnet_moe.data.utterance import SAMPLE_RATE, Seconds
 
@@ -63,15 +63,17 @@ class Outcome:
 
     Attributes:
         samples: Length of the formatted audio; 0 where it is bad.
-        size: Bytes of the formatted file.
+        size: Bytes of the formatted file; of the source where that is used as it is.
         problem: Why it is bad; empty where it is good.
         cut: Samples cut at the beginning; ``None`` where an earlier version did not note it.
+        as_is: Whether the source is as it should be already, so that no file was written.
     """
 
     samples: int = 0
     size: int = 0
     problem: str = ""
     cut: int | None = 0
+    as_is: bool = False
 
 
 def run_jobs(jobs: Sequence[Job], folder: Path, num_jobs: int, title: str) -> dict[str, Outcome]:
@@ -128,7 +130,7 @@ def format_chunk(jobs: Sequence[Job], journal: Path) -> dict[str, Outcome]:
 
 
 def format_file(job: Job) -> Outcome:
-    """Decode, trim, check and write one file.
+    """Decode, trim, check and write one file, unless the source is what would be written.
 
     Raises:
         AudioError: When the file cannot be written; a bad source is an outcome.
@@ -140,10 +142,11 @@ def format_file(job: Job) -> Outcome:
     except Exception as error:
         # A library's own surprise at one file must not end a stage of a hundred thousand.
         return Outcome(problem=f"{job.source}: {type(error).__name__}: {error}")
-    cut = 0
+    cut, end = 0, len(samples)
     if job.trim is not None:
         cut, end = speech_bounds(samples, *job.trim)
-        samples = samples[cut:end]
+    whole = end - cut == len(samples)
+    samples = samples[cut:end]
     seconds = len(samples) / SAMPLE_RATE
     if len(samples) < max(1, job.min_samples):
         limit = job.min_samples / SAMPLE_RATE
@@ -151,7 +154,10 @@ def format_file(job: Job) -> Outcome:
     if len(samples) > job.max_samples:
         limit = job.max_samples / SAMPLE_RATE
         return Outcome(problem=f"{job.source} is longer than {limit:g} s ({seconds:.2f} s)")
-    content = _encode(samples, Path(job.output).suffix[1:])
+    audio_format = Path(job.output).suffix[1:]
+    if whole and is_stored_as(job.source, audio_format):
+        return Outcome(samples=len(samples), size=os.path.getsize(job.source), as_is=True)
+    content = _encode(samples, audio_format)
     try:
         write_bytes(Path(job.output), content)
     except OSError as error:
@@ -167,7 +173,13 @@ def read_journal(folder: Path) -> dict[str, tuple[str, Outcome]]:
     finished = {}
     for entry in _entries(folder / _JOURNAL):
         if "key" in entry:
-            outcome = Outcome(entry["samples"], entry["size"], entry["problem"], entry.get("cut"))
+            outcome = Outcome(
+                entry["samples"],
+                entry["size"],
+                entry["problem"],
+                entry.get("cut"),
+                entry.get("as_is", False),
+            )
             finished[entry["utt_id"]] = (entry["key"], outcome)
     return {key: value for key, value in finished.items() if not value[1].problem}
 
@@ -268,6 +280,7 @@ def _entry(utt_id: str, key: str, outcome: Outcome) -> dict[str, object]:
         "size": outcome.size,
         "problem": outcome.problem,
         "cut": outcome.cut,
+        "as_is": outcome.as_is,
     }
 
 

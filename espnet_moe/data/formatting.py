@@ -5,12 +5,13 @@ dump/raw/<set>/
   text.raw                    the transcripts as the corpus has them
   text.alt words.ctm …        normalised too; words' times are those of the formatted audio
   skipped.tsv                 utt_id<TAB>reason for each utterance left out
-  data/<two hex digits>/<utt_id>.flac
+  data/<two hex digits>/<utt_id>.flac       (none where the corpus's own file is as it should be)
   data/.journal/*.jsonl       what is finished, for a run that is killed and started again
 """
 
 import hashlib
 import logging
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,7 +84,7 @@ class FormatSummary:
 
     Attributes:
         kept: Number of utterances in the formatted set.
-        formatted: Number of files written by this run; the others were finished before.
+        formatted: Number of files done by this run; the others were finished before.
         skipped: Reason by id of each utterance lost, here or before.
         hours: Of the formatted set.
     """
@@ -133,14 +134,17 @@ def format_datadir(
     bad |= {key: outcome.problem for key, outcome in outcomes.items() if outcome.problem}
     _check_bad(source, target, bad, len(data.utterances), options)
     samples = {key: outcome.samples for key, outcome in outcomes.items() if key not in bad}
-    outputs = {job.utt_id: job.output for job in jobs}
+    audio = {
+        job.utt_id: os.path.abspath(job.source) if outcomes[job.utt_id].as_is else job.output
+        for job in jobs
+    }
     skipped = {**data.skipped, **bad}
     write_datadir(
         target,
         (
             replace(
                 utt,
-                audio=outputs[utt.utt_id],
+                audio=audio[utt.utt_id],
                 text=texts[utt.utt_id],
                 duration=samples[utt.utt_id] / SAMPLE_RATE,
             )
@@ -206,7 +210,9 @@ def _finished(jobs: list[Job], folder: Path, timed: Collection[str]) -> dict[str
     finished = {}
     for job in jobs:
         key, outcome = journal.get(job.utt_id, ("", None))
-        if outcome is None or key != job.key or sizes[job.output] != outcome.size:
+        if outcome is None or key != job.key:
+            continue
+        if not outcome.as_is and sizes[job.output] != outcome.size:
             continue
         if outcome.cut is None and job.utt_id in timed:
             continue

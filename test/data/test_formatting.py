@@ -390,3 +390,46 @@ def test_journal_is_one_file_afterwards(make: Make, tmp_path: Path) -> None:
     format_datadir(source, tmp_path / "raw")
     (journal,) = (tmp_path / "raw/data/.journal").iterdir()
     assert json.loads(journal.read_text())["utt_id"] == "a-1"
+
+
+def plain(tmp_path: Path, tone: Callable[..., np.ndarray], rate: int = 16000) -> Path:
+    """A data directory of one flac of 16 bits, without silence."""
+    audio = tmp_path / "corpus" / "a.flac"
+    audio.parent.mkdir(exist_ok=True)
+    soundfile.write(audio, tone(1.0, rate), rate, subtype="PCM_16")
+    write_datadir(tmp_path / "set", [Utterance("s-a", str(audio), "ciao", "s", "it", "train")])
+    return audio
+
+
+def test_a_file_that_is_as_it_should_be_stays_where_it_is(tmp_path, tone):
+    audio = plain(tmp_path, tone)
+    for _ in range(2):  # the second time from the journal
+        format_datadir(tmp_path / "set", tmp_path / "dump")
+        (utterance,) = load_datadir(tmp_path / "dump").utterances
+        assert utterance.audio == str(audio)
+        assert not list((tmp_path / "dump/data").rglob("*.flac"))
+    validate_datadir(tmp_path / "dump", check_audio=True)
+
+
+@pytest.mark.parametrize("change", ["rate", "format", "silence", "bits"])
+def test_a_file_that_is_not_as_it_should_be_is_written(tmp_path, tone, change):
+    audio = plain(tmp_path, tone, rate=22050 if change == "rate" else 16000)
+    if change == "silence":
+        sound = tone(1.0, 16000)
+        soundfile.write(audio, np.concatenate([sound, 0 * sound]), 16000, subtype="PCM_16")
+    if change == "bits":
+        soundfile.write(audio, tone(1.0, 16000), 16000, subtype="PCM_24")
+    options = FormatOptions(audio_format="wav" if change == "format" else "flac")
+    format_datadir(tmp_path / "set", tmp_path / "dump", options)
+    (utterance,) = load_datadir(tmp_path / "dump").utterances
+    assert utterance.audio.startswith(f"{tmp_path}/dump/data/")
+    written = soundfile.info(utterance.audio)
+    assert (written.samplerate, written.subtype) == (16000, "PCM_16")
+
+
+def test_a_source_that_changed_is_looked_at_again(tmp_path, tone):
+    audio = plain(tmp_path, tone)
+    format_datadir(tmp_path / "set", tmp_path / "dump")
+    soundfile.write(audio, tone(2.0, 16000), 16000, subtype="PCM_16")
+    format_datadir(tmp_path / "set", tmp_path / "dump")
+    assert load_datadir(tmp_path / "dump").num_samples == {"s-a": 32000}
