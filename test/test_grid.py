@@ -77,6 +77,36 @@ def test_the_recipes_own_grids():
     conf = ROOT / "egs2/multilingual/moe1/conf/grid.yaml"
     assert len(read_grid(conf, "ranks", "exp")) == 80
     assert len(read_grid(conf, "ratios", "exp")) == 3
+    assert len(read_grid(conf, "domains", "exp")) == 2
+    assert len(read_grid(ROOT / "egs2/mini/moe1/conf/grid.yaml", "ranks", "exp")) == 24
+    routers = [one.options["routers"] for one in read_grid(conf, "routing", "exp")]
+    files = {f"train_{name}.yaml" for name in routers}
+    assert len(files) == 5 == len({(conf.parent / name).read_text() for name in files})
+
+
+def test_in_domain_against_cross_domain(tmp_path, registry):
+    registry.write_text(
+        "domains: {axes: {trained_on: {read: {mix: 'mls:1 commonvoice:0'}, "
+        "both: {mix: 'mls:1 commonvoice:1'}}}}"
+    )
+    experiments = read_grid(registry, "domains", tmp_path / "all")
+    for one in experiments:
+        for corpus, column in (("mls", 1), ("commonvoice", 2)):
+            name = f"{corpus}_en_test"
+            write_references(tmp_path, name, {u: r[:2] for u, r in ENGLISH.items()})
+            write_hypotheses(tmp_path, "oracle", name, {u: r[column] for u, r in ENGLISH.items()})
+        sets = ["--test_sets", "mls_en_test", "commonvoice_en_test", "--inference_tag", "greedy"]
+        folders = ["--exp", str(tmp_path / "exp"), "--data", str(tmp_path / "dump/raw")]
+        score.main([*folders, "--systems", "oracle", *sets])
+        shutil.copytree(tmp_path / "exp", one.folder, dirs_exist_ok=True)
+        one.finish()
+    where = ["--registry", str(registry), "--exp", str(tmp_path / "all")]
+    command.main(["report", "--grid", "domains", *where])
+    report = (tmp_path / "all/domains/report.md").read_text().splitlines()
+    (row,) = [line.split("|")[1:-1] for line in report if line.startswith("|read|en|oracle|mls")]
+    assert row[3].startswith("mls 0.00 [") and row[4].startswith("commonvoice 50.00 [")
+    # A training that has heard all corpora has no other domain.
+    assert not any(line.startswith("|both|en|oracle|mls") for line in report)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +162,7 @@ def recipe(tmp_path, registry, results):
     shutil.copytree(template / "utils", tmp_path / "recipe/utils")
     folder = tmp_path / "recipe"
     shutil.copy(template / "cmd.sh", folder)
-    shutil.copy(ROOT / "egs2/multilingual/moe1/grid.sh", folder)
+    shutil.copy(ROOT / "egs2/TEMPLATE/moe1/grid.sh", folder)
     (folder / "path.sh").write_text("")
     (folder / "run.sh").write_text(RUN)
     (folder / "run.sh").chmod(0o755)
@@ -174,6 +204,16 @@ def test_a_grid_goes_on_where_it_failed(recipe):
     assert "|whisper_mini|it|test_en|50.00 [" in report
     assert (folder / "exp/grid/ranks/wer.png").stat().st_size > 5000
     assert len((folder / "exp/grid/ranks/report.csv").read_text().splitlines()) == 1 + 4
+
+
+def test_a_report_of_several_systems(recipe):
+    folder, run = recipe
+    run()
+    done = run("--report", "true", "--system", "baseline oracle")
+    assert done.returncode == 0, done.stderr
+    report = (folder / "exp/grid/ranks/report.md").read_text()
+    assert "|backbone|langs|set|system|baseline|rank 4|rank 16|" in report
+    assert "|whisper_mini|it|test_en|oracle|50.00 [" in report
 
 
 def test_a_report_of_what_there_is(recipe, registry, capsys):

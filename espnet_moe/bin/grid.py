@@ -15,7 +15,9 @@ from espnet_moe.config import ConfigError
 from espnet_moe.data.files import write_text
 from espnet_moe.grid import read_grid
 from espnet_moe.report.aggregate import to_csv
-from espnet_moe.report.grid import draw, parameter_table, read_finished, wer_table
+from espnet_moe.report.grid import domain_table, draw, parameter_table, read_finished, wer_table
+
+DOMAINS = "Sets of corpora that the training has heard, against those that it has not"
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -26,7 +28,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--grid", required=True, help="one of them")
     parser.add_argument("--exp", type=Path, default=Path("exp/grid"), help="of all experiments")
     parser.add_argument("--name", help="finish: of the experiment")
-    parser.add_argument("--system", default="oracle", help="report: whose WER")
+    parser.add_argument("--system", nargs="+", default=["oracle"], help="report: whose WER")
     return parser
 
 
@@ -57,17 +59,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ConfigError(f"no experiment of {args.grid} is finished in {args.exp}")
         folder = args.exp / args.grid
         wer, parameters = wer_table(finished, args.system), parameter_table(finished, args.system)
+        domains = domain_table(finished, args.system)
         picture = draw(finished, args.system, folder / "wer.png")
         count = f"{len(finished)} of {len(experiments)} experiments are finished."
         parts = [
-            f"# {args.grid}: WER of {args.system} in %\n\n{count} In brackets: 95 % bootstrap "
-            "interval over utterances.\n\n" + wer.to_markdown(),
+            f"# {args.grid}: WER of {', '.join(args.system)} in %\n\n{count} In brackets: 95 % "
+            "bootstrap interval over utterances.\n\n" + wer.to_markdown(),
             "![WER](wer.png)\n" if picture else "",
+            "" if domains is None else f"## {DOMAINS}\n\n{domains.to_markdown()}",
             "## Parameters\n\n" + parameters.to_markdown(),
         ]
         write_text(folder / "report.md", "\n".join(part for part in parts if part))
         write_text(folder / "report.csv", to_csv(wer))
-        print(wer.to_text() + "\n" + parameters.to_text() + count)
+        tables = [wer, *([] if domains is None else [domains]), parameters]
+        print("\n".join(table.to_text() for table in tables) + count)
         print(f"written: {folder}/report.md, report.csv" + (", wer.png" if picture else ""))
 
 

@@ -29,15 +29,15 @@ def read_finished(experiments: Sequence[Experiment]) -> list[Finished]:
     return [Finished(one, read_results(one.folder)) for one in experiments if one.is_done()]
 
 
-def wer_table(finished: Sequence[Finished], system: str) -> Table:
+def wer_table(finished: Sequence[Finished], systems: Sequence[str]) -> Table:
     """WER with its interval: a column each value of the last axis, and the baseline.
 
-    A row is of a test set and the values of the other axes. The baseline is told where it is the
-    same for the whole row.
+    A row is of a test set, a system, and the values of the other axes. The baseline is told where
+    it is the same for the whole row.
 
     Args:
         finished: At least one.
-        system: Whose WER.
+        systems: Whose WER.
     """
     axes = list(finished[0].experiment.values)
     columns = list(dict.fromkeys(one.experiment.values[axes[-1]] for one in finished))
@@ -46,36 +46,78 @@ def wer_table(finished: Sequence[Finished], system: str) -> Table:
     for one in finished:
         values = one.experiment.values
         for row in _plain(one.results):
-            key = (*(values[axis] for axis in axes[:-1]), row["set"])
+            place = (*(values[axis] for axis in axes[:-1]), row["set"])
             if row["system"] == BASELINE:
-                baselines.setdefault(key, set()).add(_cell(row))
-            if row["system"] == system:
-                cells.setdefault(key, {})[values[axes[-1]]] = _cell(row)
-    header = (*axes[:-1], "set", BASELINE, *(f"{axes[-1]} {name}" for name in columns))
+                baselines.setdefault(place, set()).add(_cell(row))
+            if row["system"] in systems:
+                found = cells.setdefault((*place, row["system"]), {})
+                found[values[axes[-1]]] = _cell(row)
+    several = len(systems) > 1
+    header = (
+        *(*axes[:-1], "set", *(["system"] if several else []), BASELINE),
+        *(f"{axes[-1]} {name}" for name in columns),
+    )
     lines = []
     for key, found in cells.items():
-        of_baseline = baselines.get(key, set())
+        of_baseline = baselines.get(key[:-1], set())
         alike = next(iter(of_baseline)) if len(of_baseline) == 1 else "-"
-        lines.append((*key, alike, *(found.get(name, "-") for name in columns)))
+        shown = key if several else key[:-1]
+        lines.append((*shown, alike, *(found.get(name, "-") for name in columns)))
     return Table(header, tuple(lines))
 
 
-def parameter_table(finished: Sequence[Finished], system: str) -> Table:
+def domain_table(finished: Sequence[Finished], systems: Sequence[str]) -> Table | None:
+    """WER on the corpora that training has a share of, against that on those it has none of.
+
+    Shares are those of ``mix``, and sets are named ``<corpus>_<language>_<split>``.
+
+    Args:
+        finished: At least one.
+        systems: Whose WER.
+
+    Returns:
+        A row an experiment, language and system; ``None`` where no training leaves a corpus out.
+    """
+    axes = list(finished[0].experiment.values)
+    lines = []
+    for one in finished:
+        pairs = [entry.split(":") for entry in one.experiment.options.get("mix", "").split()]
+        shares = {corpus: float(share) for corpus, share in pairs}
+        sides: dict[tuple[str, str], dict[bool, list[str]]] = {}
+        for row in _plain(one.results):
+            share = shares.get(row["set"].removesuffix(f"_{row['language']}_test"))
+            if row["system"] in systems and share is not None:
+                side = sides.setdefault((row["language"], row["system"]), {True: [], False: []})
+                side[share > 0].append(f"{row['set'].split('_')[0]} {_cell(row)}")
+        values = [one.experiment.values[axis] for axis in axes]
+        lines += [
+            (*values, *names, ", ".join(side[True]), ", ".join(side[False]))
+            for names, side in sides.items()
+            if side[True] and side[False]
+        ]
+    if not lines:
+        return None
+    return Table((*axes, "language", "system", "in-domain", "cross-domain"), tuple(lines))
+
+
+def parameter_table(finished: Sequence[Finished], systems: Sequence[str]) -> Table:
     """The parameters of each experiment's experts, and its mean WER over its sets."""
     axes = list(finished[0].experiment.values)
     lines = []
     for one in finished:
-        rows = [row for row in _plain(one.results) if row["system"] == system]
-        if not rows:
-            continue
-        mean = sum(row["wer"] for row in rows) / len(rows)
-        own = max(row.get("trainable_params") or 0 for row in rows)
-        values = (one.experiment.values[axis] for axis in axes)
-        lines.append((*values, str(own), str(rows[0].get("params", "-")), f"{mean:.2f}"))
-    return Table((*axes, "own parameters", "parameters in all", "mean WER"), tuple(lines))
+        for system in systems:
+            rows = [row for row in _plain(one.results) if row["system"] == system]
+            if not rows:
+                continue
+            mean = sum(row["wer"] for row in rows) / len(rows)
+            own = max(row.get("trainable_params") or 0 for row in rows)
+            values = (one.experiment.values[axis] for axis in axes)
+            counts = str(own), str(rows[0].get("params", "-"))
+            lines.append((*values, system, *counts, f"{mean:.2f}"))
+    return Table((*axes, "system", "own parameters", "parameters in all", "mean WER"), tuple(lines))
 
 
-def draw(finished: Sequence[Finished], system: str, path: Path) -> bool:
+def draw(finished: Sequence[Finished], systems: Sequence[str], path: Path) -> bool:
     """Draw the WER of every row of the table over the last axis, with its intervals.
 
     Returns:
@@ -93,8 +135,9 @@ def draw(finished: Sequence[Finished], system: str, path: Path) -> bool:
     for one in finished:
         values = one.experiment.values
         for row in _plain(one.results):
-            if row["system"] == system:
-                label = " ".join([*(values[axis] for axis in axes[:-1]), row["set"]])
+            if row["system"] in systems:
+                parts = [*(values[axis] for axis in axes[:-1]), row["set"]]
+                label = " ".join(parts + ([row["system"]] if len(systems) > 1 else []))
                 lines.setdefault(label, {})[values[axes[-1]]] = row
     figure = Figure(layout="constrained", figsize=(7, 4.5))
     FigureCanvasAgg(figure)
@@ -109,7 +152,7 @@ def draw(finished: Sequence[Finished], system: str, path: Path) -> bool:
         plot.errorbar(places, wers, yerr=[low, high], marker="o", capsize=2, label=label)
     plot.set_xticks(range(len(columns)), columns)
     plot.set_xlabel(axes[-1])
-    plot.set_ylabel(f"WER of {system} in %")
+    plot.set_ylabel(f"WER of {', '.join(systems)} in %")
     plot.set_ylim(bottom=0)
     plot.legend(fontsize="small")
     with atomic(path) as temporary:

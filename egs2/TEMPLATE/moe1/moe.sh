@@ -35,6 +35,7 @@ langs=                          # languages, e.g. "hi it"
 sources=                        # the corpora of each language, e.g. "hi:commonvoice,kathbath it:mls"
 corpus_dir=                     # where the corpus was unpacked, or corpora in folders of their names; empty: as db.sh says
 test_sets=                      # folders of dump/raw; empty: as test_sets_by says
+further_tests=                  # more test sets of a corpus, e.g. "kathbath:test_noisy kathbath:test_known"
 test_sets_by=language           # test_<language> of all its corpora, or each corpus apart: language or corpus
 mix=                            # shares of corpora in training sets, e.g. "kathbath:0.8 commonvoice:0.2"; empty: all of them
 mix_by=hours                    # shares of the hours or of the utterances
@@ -60,6 +61,7 @@ experts_tag=expert              # an expert is in exp/<experts_tag>_<name>
 routers=                        # NAME, trained by conf/train_NAME.yaml; the last one for the system frame
 joint_config=                   # joint training; empty: none, e.g. conf/train_joint.yaml
 joint_strategy=soft             # strategy of the system joint
+experts_from=                   # experiment whose experts are used instead of training some (stage 8)
 only_experts=                   # train these only, e.g. "hi te"; empty: all
 use_wandb=false                 # log trainings and scores to wandb; offline, unless WANDB_MODE=online
 train_args=                     # further options of every training, e.g. "--max_epoch 4"
@@ -104,6 +106,12 @@ check_options() {
         listed "${name%%:*}" $(each '%s ' $sources | sed 's/[a-z]*://g; s/,/ /g') ||
             problems+=("--mix: ${name%%:*} is no corpus of --sources $sources")
     done
+    for name in $further_tests; do
+        [[ $name =~ ^[a-z0-9_]+:test_[a-z0-9_]+$ ]] ||
+            problems+=("--further_tests is of CORPUS:SET, such as kathbath:test_noisy, not '$name'")
+        listed "${name%%:*}" $(each '%s ' $sources | sed 's/[a-z]*://g; s/,/ /g') ||
+            problems+=("--further_tests: ${name%%:*} is no corpus of --sources $sources")
+    done
     for name in $(each '%s\n' $mix | cut -d : -f 1 | sort | uniq -d); do
         problems+=("--mix: $name has two shares")
     done
@@ -132,6 +140,8 @@ check_options() {
             problems+=("the system $name needs a router: --routers NAME, of conf/train_NAME.yaml")
         fi
     done
+    [ -z "$experts_from" ] || [ -d "$experts_from" ] ||
+        problems+=("--experts_from $experts_from does not exist: train the experts there first")
     [ -z "$codeswitch_systems" ] || [ -n "$codeswitch_config" ] ||
         problems+=("--codeswitch_systems needs sets to decode: --codeswitch_config")
     [ -z "$joint_config" ] || [ -n "$routers" ] ||
@@ -193,6 +203,7 @@ codeswitch_sets=
 inference_tag=${inference_tag:-$(basename "$inference_config" .yaml)}
 # Experts by language are the usual ones; the names of others tell where they come from.
 by=$([ "$experts_by" = language ] || echo "_$experts_by")
+experts_dir=${experts_from:-$expdir}
 assigned=$expdir/assign_$experts_by
 joint=$(name_of joint) # of its model and of its results
 # A hub name is no file whose change could be seen.
@@ -218,7 +229,8 @@ run_stage 4 "statistics in $expdir/stats" shape_statistics
 run_stage 5 "embeddings of layer $embedding_layer in $expdir/embeddings" embeddings
 run_stage 6 "experts by $experts_by in $assigned" expert_assignment
 run_stage 7 "routers: ${routers:-none}" router_training
-run_stage 8 "experts, logs: $expdir/$experts_tag${by}_*/train.log" expert_training
+[ -n "$experts_from" ] ||
+    run_stage 8 "experts, logs: $expdir/$experts_tag${by}_*/train.log" expert_training
 run_stage 9 "joint training: ${joint_config:-none}" joint_training
 run_stage 10 "decoding of $test_sets $codeswitch_sets" decoding
 run_stage 11 "scores in $expdir/results.json and $expdir/RESULTS.md" scoring

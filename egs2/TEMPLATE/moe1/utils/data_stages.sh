@@ -1,10 +1,19 @@
 # shellcheck shell=bash disable=SC2154,SC2046,SC2086,SC2207  # options and lists of moe.sh
 # Sourced by moe.sh: from corpora to sets and their statistics.
 
+# further_of LANGUAGE: its sets of --further_tests.
+further_of() {
+    local entry
+    for entry in $further_tests; do
+        ! listed "${entry%%:*}" $(corpora_of "$1") || echo "${entry%%:*}_$1_${entry#*:}"
+    done
+}
+
 corpora_to_data_dirs() { # stage 1
     local pending=() made lang
     for lang in $langs; do
-        made=($(splits_of "$lang" "$datadir" train dev test))
+        made=($(splits_of "$lang" "$datadir" train dev test)
+            $(each "$datadir/%s " $(further_of "$lang")))
         to_do "$datadir/.done/stage1_$lang.json" \
             --inputs local/data.sh $([ ! -f db.sh ] || echo db.sh) \
             --options "corpora=$(corpora_of "$lang")" "corpus_dir=$corpus_dir" \
@@ -15,6 +24,7 @@ corpora_to_data_dirs() { # stage 1
     [ ${#pending[@]} -gt 0 ] || return 0
     local/data.sh --datadir "$datadir" --langs "${pending[*]}" --sources "$sources" --nj "$nj" \
         --allow_bad_test_audio "$allow_bad_test_audio" ${corpus_dir:+--corpus_dir "$corpus_dir"} \
+        ${further_tests:+--further_tests "$further_tests"} \
         $local_data_opts
     for lang in "${pending[@]}"; do finish "$datadir/.done/stage1_$lang.json"; done
 }
@@ -28,14 +38,16 @@ sets_to_test() {
         else
             splits_of "$lang" "" test | cut -c 2-
         fi
+        further_of "$lang"
     done
 }
 
 audio_formatting() { # stage 2
     local from into lang
     for lang in $langs; do
-        from=($(splits_of "$lang" "$datadir" train dev test))
-        into=($(splits_of "$lang" "$raw" train dev test))
+        from=($(splits_of "$lang" "$datadir" train dev test)
+            $(each "$datadir/%s " $(further_of "$lang")))
+        into=("${from[@]/#"$datadir"/$raw}")
         to_do "$dumpdir/.done/stage2_$lang.json" --inputs "${from[@]}" \
             --listed "${from[@]/%//wav.scp}" --outputs "${into[@]/%//wav.scp}" --options \
             "$audio_format" "$min_wav_duration" "$max_wav_duration" "$allow_bad_test_audio" ||

@@ -34,7 +34,7 @@ parts_of() {
     read_experts
     options+=(--experts)
     for name in "${experts[@]}"; do
-        folder=$expdir/$experts_tag${by}_$name/expert
+        folder=$experts_dir/$experts_tag${by}_$name/expert
         [ "$1" != joint ] || folder=$expdir/$joint/expert_$name
         options+=("$name=$folder")
         folders+=("$folder")

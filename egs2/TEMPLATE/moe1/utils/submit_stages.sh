@@ -19,6 +19,7 @@ submit_stages() {
 work_of() {
     case $1 in
         7) echo "$routers" ;;
+        8) [ -n "$experts_from" ] || echo yes ;;
         9) echo "$joint_config" ;;
         *) echo yes ;;
     esac

@@ -131,7 +131,7 @@ joint_training() { # stage 9
     local experts folders init
     [ -n "$joint_config" ] || return 0
     read_experts
-    folders=($(each "$expdir/$experts_tag${by}_%s/expert " "${experts[@]}"))
+    folders=($(each "$experts_dir/$experts_tag${by}_%s/expert " "${experts[@]}"))
     init=($(paste -d = <(printf '%s\n' "${experts[@]}") <(printf '%s\n' "${folders[@]}")))
     to_train "$expdir/.done/stage9_$joint.json" "$expdir/$joint" \
         "$expdir/$joint/router/router.json" "$joint_config" "${folders[@]}" \

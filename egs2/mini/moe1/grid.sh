@@ -1,0 +1,1 @@
+../../TEMPLATE/moe1/grid.sh
