@@ -1,17 +1,20 @@
 """From a training's best checkpoint to the expert and router folders that decoding loads."""
 
 import argparse
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from espnet_moe.backbones.loading import FINETUNED
 from espnet_moe.checkpoints import Checkpoints
 from espnet_moe.config import ConfigError
+from espnet_moe.data.files import write_text
 from espnet_moe.data.normalize import NORMALIZER
 from espnet_moe.experts.expert_files import save_expert
-from espnet_moe.model import JointModel, RouterModel
+from espnet_moe.model import FineTunedModel, JointModel, RouterModel
 from espnet_moe.provenance import commit, data_digest
 from espnet_moe.router_report import decide, figures
 from espnet_moe.routing.router_files import save_router
@@ -29,7 +32,8 @@ def export(args: argparse.Namespace) -> list[Path]:
     Returns:
         Phase expert: ``<output_dir>/expert`` for a single expert, else
         ``<output_dir>/expert_<name>`` each. Phase router: ``<output_dir>/router``. Phase joint:
-        ``<output_dir>/expert_<name>`` each and ``<output_dir>/router``, which is the last.
+        ``<output_dir>/expert_<name>`` each and ``<output_dir>/router``, which is the last. Phase
+        finetune: ``<output_dir>/backbone``, which loads wherever a backbone does.
 
     Raises:
         ConfigError: Where there is no best checkpoint.
@@ -59,6 +63,9 @@ def export(args: argparse.Namespace) -> list[Path]:
     }
     if args.phase == "joint":
         facts["collapsed"] = _collapsed(figures_of_best, args.experts)
+    if isinstance(model, FineTunedModel):
+        facts |= {"part": args.finetune_conf["part"], "languages": _languages(data)}
+        return [_save_base(output / "backbone", model, args.base_digest, facts)]
     folders = []
     for name in () if model.experts is None else model.experts.names:
         alone = args.phase == "expert" and len(model.experts) == 1
@@ -70,6 +77,19 @@ def export(args: argparse.Namespace) -> list[Path]:
         facts["metrics"] |= _calibrate(args, model)
         save_router(folders[-1], model.router, args.base_digest, facts)
     return folders
+
+
+def _save_base(
+    folder: Path, model: FineTunedModel, base_digest: str, facts: dict[str, Any]
+) -> Path:
+    """Write a fine-tuned base beside a list of what it is; the list is last."""
+    folder.mkdir(exist_ok=True)
+    (folder / FINETUNED).unlink(missing_ok=True)
+    model.backbone.save_pretrained(folder)
+    trained = sum(parameter.numel() for parameter in model.finetuned)
+    content = {**facts, "base_digest": base_digest, "trained_params": trained}
+    write_text(folder / FINETUNED, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return folder
 
 
 def _calibrate(args: argparse.Namespace, model: RouterModel | JointModel) -> dict[str, Any]:

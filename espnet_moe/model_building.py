@@ -12,6 +12,8 @@ from espnet_moe.experts.expert_set import ExpertSet, LoRAOptions
 from espnet_moe.model import (
     AugmentOptions,
     ESPnetMoEModel,
+    FineTunedModel,
+    FinetuneOptions,
     JointModel,
     JointOptions,
     RouterModel,
@@ -80,7 +82,7 @@ def assemble(
         args: ``phase``, ``precision``, ``model_conf`` and the phase's own options, to which the
             defaults are added.
         backbone: With the experts inside.
-        experts: ``None`` in phase router.
+        experts: ``None`` in phases router and finetune.
         router: A network, in phase expert the oracle.
         specaug: ESPnet's SpecAugment, or ``None``.
     """
@@ -89,8 +91,13 @@ def assemble(
         augment = build_options(AugmentOptions, args.augment_conf, "augment_conf")
         args.augment_conf = _as_lists(asdict(augment))
         return RouterModel(backbone, router, augment=augment, **common)
-    assert experts is not None
     common["gradient_checkpointing"] = args.gradient_checkpointing
+    if args.phase == "finetune":
+        finetune = build_options(FinetuneOptions, args.finetune_conf, "finetune_conf")
+        args.finetune_conf = asdict(finetune)
+        args.expert_settings["finetune_conf"] = args.finetune_conf
+        return FineTunedModel(backbone, finetune, **common)
+    assert experts is not None
     if args.phase == "joint":
         joint = build_options(JointOptions, args.joint_conf, "joint_conf")
         args.joint_conf = asdict(joint)

@@ -34,11 +34,19 @@ def _joint(model: PhasedModel) -> list[nn.Parameter]:
     return experts_of(model) + router_of(model)
 
 
+def finetuned_of(model: PhasedModel) -> list[nn.Parameter]:
+    """Parameters of the base that are trained as a whole."""
+    found: list[nn.Parameter] = getattr(model, "finetuned", [])
+    return found
+
+
 PHASES: dict[str, Callable[[PhasedModel], list[nn.Parameter]]] = {
     "router": router_of,
     "expert": experts_of,
     "joint": _joint,
+    "finetune": finetuned_of,
 }
+ROUTED = ("router", "joint")  # phases in which it matters which expert an utterance belongs to
 
 
 def begin(phase: str, model: PhasedModel) -> None:

@@ -145,6 +145,12 @@ class MoETask(AbsTask):
             help=f"phase joint: {', '.join(asdict(JointOptions()))}",
         )
         group.add_argument(
+            "--finetune_conf",
+            action=NestedDictAction,
+            default={},
+            help="phase finetune: part=full or part=decoder",
+        )
+        group.add_argument(
             "--router_lr",
             type=float_or_none,
             default=None,
@@ -193,7 +199,7 @@ class MoETask(AbsTask):
         if args.phase not in phases.PHASES:
             legal = ", ".join(phases.PHASES)
             problems.append(f"--phase {args.phase} is unknown: choose one of {legal}")
-        if not args.experts:
+        if not args.experts and args.phase != "finetune":
             problems.append("--experts names no expert")
         data = [p for split in ("train", "valid") for p in fill_data(args, split)]
         problems += data
@@ -240,7 +246,8 @@ class MoETask(AbsTask):
         """Text to ids, language to its index; speed and transcripts drawn in training."""
         path = build_options(BackboneOptions, args.backbone_conf, "").path
         folder = args.train_dir if train else args.valid_dir
-        labels = read_labels(folder, [] if args.phase == "expert" else args.experts)
+        experts = args.experts if args.phase in phases.ROUTED else []
+        labels = read_labels(folder, experts)
         return Preprocessor(train, load_tokens(path), args.speed_perturb, labels, text_room(path))
 
     @classmethod
@@ -305,10 +312,10 @@ class MoETask(AbsTask):
         args.base_digest = backbone.digest()
         args.expert_settings = {"experts": list(args.experts)}
         experts = None
-        if args.phase != "router":
+        if args.phase not in ("router", "finetune"):
             experts = model_building.build_experts(args, backbone, expert_options)
         router = router_options
-        if args.phase != "expert":
+        if args.phase in phases.ROUTED:
             router = model_building.build_router(args, backbone, router_options)
         specaug_class = specaug_choices.get_class(args.specaug)
         specaug = None if specaug_class is None else specaug_class(**args.specaug_conf)

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = "espnet_moe"
-GROUPS = {"expert": "phase1-lora", "router": "phase2-routing", "joint": "phase2-routing"}
+GROUPS = {
+    "expert": "phase1-lora",
+    "router": "phase2-routing",
+    "joint": "phase2-routing",
+    "finetune": "phase1-finetune",
+}
 ANALYSIS = "phase3-analysis"
 
 
@@ -30,13 +35,17 @@ def fill(args: argparse.Namespace) -> None:
 def run_name(args: argparse.Namespace) -> str:
     """``<backbone>-<language>-r<rank>`` for an expert.
 
-    A router has its network in the place of the language, a joint training ``joint``.
+    A router has its network in the place of the language, a joint training ``joint``, a fine-tuned
+    base the part that is trained and the training set.
     """
-    what = {
-        "expert": "+".join(args.experts),
-        "router": str(args.router),
-        "joint": "joint",
-    }[args.phase]
+    if args.phase == "finetune":
+        what = f"{args.finetune_conf.get('part', 'full')}-{Path(args.train_dir).name}"
+    else:
+        what = {
+            "expert": "+".join(args.experts),
+            "router": str(args.router),
+            "joint": "joint",
+        }[args.phase]
     rank = args.expert_conf.get("rank")
     parts = [backbone_name(args.backbone_conf["path"]), what]
     return "-".join(parts if args.phase == "router" or rank is None else [*parts, f"r{rank}"])

@@ -5,10 +5,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from espnet_moe import phases
 from espnet_moe.config import build_options
 from espnet_moe.errors import UserError
 from espnet_moe.experts.expert_files import read_manifest
-from espnet_moe.model import AugmentOptions, JointOptions
+from espnet_moe.model import AugmentOptions, FinetuneOptions, JointOptions
 from espnet_moe.routing.router_files import read_router_manifest
 from espnet_moe.training_data import BALANCED_TYPES, BALANCES, Labels, log_balance, read_labels
 
@@ -20,8 +21,12 @@ _NO_EFFECT = {
     ),
     "expert": ("init_router", "init_experts", "router_lr", "joint_conf", "augment_conf"),
     "joint": ("augment_conf",),
+    "finetune": (
+        *("experts", "expert_conf", "init_router", "init_experts", "router_lr", "joint_conf"),
+        "augment_conf",
+    ),
 }
-_DEFAULT_BALANCE = {"router": "languages", "expert": "none", "joint": "languages"}
+_DEFAULT_BALANCE = dict.fromkeys(phases.PHASES, "none") | dict.fromkeys(phases.ROUTED, "languages")
 
 
 def complete(args: argparse.Namespace, readable: bool) -> list[str]:
@@ -40,13 +45,19 @@ def complete(args: argparse.Namespace, readable: bool) -> list[str]:
         for key in _NO_EFFECT[args.phase]
         if getattr(args, key)
     ]
+    if args.phase == "finetune":
+        problems += _said(
+            lambda: build_options(FinetuneOptions, args.finetune_conf, "finetune_conf")
+        )
+    elif args.finetune_conf:
+        problems.append(f"--finetune_conf has no effect in phase {args.phase}: leave it out")
     if args.router_lr is not None and not args.router_lr > 0:
         problems.append(f"--router_lr is positive, not {args.router_lr}")
     problems += _start(args) + _router_problems(args)
     problems += _balance_problems(args)
     labels: dict[str, Labels] = {}
     if readable:
-        experts = [] if args.phase == "expert" else args.experts
+        experts = args.experts if args.phase in phases.ROUTED else []
         for split in ("train", "valid"):
             problems += _said(lambda split=split: labels.setdefault(  # type: ignore[misc]
                 split, read_labels(getattr(args, f"{split}_dir"), experts)
@@ -147,10 +158,10 @@ def _plain(value: Any) -> Any:
 
 
 def _router_problems(args: argparse.Namespace) -> list[str]:
-    if args.phase == "expert":
+    if args.phase not in phases.ROUTED:
         if args.router == "oracle":
             return []
-        return [f"phase expert knows the languages: leave --router {args.router} out"]
+        return [f"phase {args.phase} has no router: leave --router {args.router} out"]
     problems = []
     if args.router == "oracle":
         problems.append(f"phase {args.phase} needs a router to train: --router linear, mlp, …")
@@ -183,7 +194,7 @@ def _balance_problems(args: argparse.Namespace) -> list[str]:
 def _label_problems(args: argparse.Namespace, labels: Mapping[str, Labels]) -> list[str]:
     """Where the data do not fit the experts and languages, which are filled in if need be."""
     train = labels["train"]
-    if not args.languages and args.phase != "expert":
+    if not args.languages and args.phase in phases.ROUTED:
         found = set(train.languages.values())
         args.languages = list(args.experts) if found == set(args.experts) else sorted(found)
     problems = []
@@ -198,7 +209,7 @@ def _label_problems(args: argparse.Namespace, labels: Mapping[str, Labels]) -> l
         if not classes:
             problems.append("--balance experts needs utt2experts in --train_dir")
         log_balance(classes, args.balance)
-    if args.phase == "expert":
+    if args.phase not in phases.ROUTED:
         return problems
     if empty := sorted(set(args.languages) - set(train.languages.values())):
         problems.append(f"--train_dir has no utterance of the language(s) {' '.join(empty)}")

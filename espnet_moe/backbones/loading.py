@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from espnet_moe.backbones import owsm_loading, whisper_loading
 from espnet_moe.backbones.owsm import max_target_length as owsm_target_length
 from espnet_moe.backbones.protocol import Backbone, Tokens
 from espnet_moe.backbones.whisper import WhisperBackbone
 from espnet_moe.errors import UserError
+
+FINETUNED = "finetuned.json"  # beside a base that was fine-tuned here: of what, on what
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,12 @@ def load_tokens(path: str) -> Tokens:
     if owsm_loading.is_owsm(path):
         return owsm_loading.load_owsm_tokens(path)
     return whisper_loading.load_tokens(path)
+
+
+def read_finetuned(path: str) -> dict[str, Any]:
+    """What is noted beside a base that was fine-tuned here; nothing of others."""
+    note = Path(path) / FINETUNED
+    return dict(json.loads(note.read_text("utf-8"))) if note.is_file() else {}
 
 
 def max_target_length(path: str) -> int:

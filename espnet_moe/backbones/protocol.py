@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -118,6 +119,9 @@ class Backbone(DecodingBackbone, Protocol):
 
     def digest(self) -> str:
         """SHA-256 of the base weights, experts excluded."""
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write it as a folder that loads as this does."""
 
     def encode_lower(
         self,

@@ -53,6 +53,8 @@ class WhisperBackbone(nn.Module):
         self.context = context
         self.gradient_checkpointing = False
         self.log_mel = LogMel(hf.config.num_mel_bins)
+        # Sinusoids: loading a checkpoint makes them trainable again.
+        hf.model.encoder.embed_positions.requires_grad_(False)
 
     @classmethod
     def from_pretrained(cls, path: str, context: str = "variable") -> WhisperBackbone:

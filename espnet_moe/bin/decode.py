@@ -44,6 +44,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", help="YAML of decoding options, e.g. conf/decode_greedy.yaml")
     parser.add_argument("--job", type=int, default=1, help="this job, from 1")
     parser.add_argument("--num_jobs", type=int, default=1, help="jobs that share the sets")
+    parser.add_argument(
+        "--place",
+        metavar="N/ALL",
+        help="of this job among all that write to --out, where calls with several bases do "
+        "(default: JOB/NUM_JOBS)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0 …")
     return parser
 
@@ -52,9 +58,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Load, decode, write."""
     args = get_parser().parse_args(argv)
     # After parsing, so that --help and a mistyped option answer at once.
+    from espnet_moe.backbones.loading import read_finetuned
     from espnet_moe.data.memberships import read_utt2experts
     from espnet_moe.decoding.loading import load_decoder, parse_experts
-    from espnet_moe.decoding.sets import decode_sets
+    from espnet_moe.decoding.sets import Share, decode_sets
 
     experts = parse_experts(args.system, args.experts, args.router, args.utt2experts)
     memberships = None
@@ -79,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "experts_by": "language" if chosen_by_language else "cluster",
         "router": args.router,
     }
-    decode_sets(decoder, args.data, args.out, facts, args.job, args.num_jobs, memberships)
+    if finetuned := read_finetuned(args.backbone):
+        facts["trainable_params"] = finetuned["trained_params"]
+    share = Share.of(args.job, args.num_jobs, args.place)
+    decode_sets(decoder, args.data, args.out, facts, share, memberships)
 
 
 if __name__ == "__main__":

@@ -29,21 +29,48 @@ class _Item:
     utterance: Utterance
 
 
-def batches(items: Sequence[_Item], batch_size: int, job: int, num_jobs: int) -> list[list[_Item]]:
-    """The batches of one job: longest first, alike in duration, dealt out in turn.
+@dataclass(frozen=True)
+class Share:
+    """A job's part of the work.
 
-    Raises:
-        ConfigError: For a job that is not in 1..num_jobs.
+    Attributes:
+        job: This job, from 1.
+        num_jobs: How many jobs share the sets.
+        place: Its number among all jobs that write to the same folder, from 1.
+        places: How many these are: more than ``num_jobs`` where sets have bases of their own.
     """
-    if not 1 <= job <= num_jobs:
-        raise ConfigError(f"--job {job} is not in 1..{num_jobs} (--num_jobs)")
+
+    job: int = 1
+    num_jobs: int = 1
+    place: int = 1
+    places: int = 1
+
+    @classmethod
+    def of(cls, job: int, num_jobs: int, place: str | None = None) -> "Share":
+        """From what the command line says: ``place`` is ``N/ALL``, by default the job's.
+
+        Raises:
+            ConfigError: For a job or place that is not among its number.
+        """
+        if not 1 <= job <= num_jobs:
+            raise ConfigError(f"--job {job} is not in 1..{num_jobs} (--num_jobs)")
+        number, slash, places = (place or f"{job}/{num_jobs}").partition("/")
+        if not (
+            slash and number.isdigit() and places.isdigit() and 1 <= int(number) <= int(places)
+        ):
+            raise ConfigError(f"--place {place} is not N/ALL, such as 2/4")
+        return cls(job, num_jobs, int(number), int(places))
+
+
+def batches(items: Sequence[_Item], batch_size: int, share: Share) -> list[list[_Item]]:
+    """The batches of one job: longest first, alike in duration, dealt out in turn."""
 
     def rank(item: _Item) -> tuple[float, str, str]:
         return -(item.utterance.duration or 0.0), item.utterance.utt_id, item.set
 
     ordered = sorted(items, key=rank)
     cut = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
-    return cut[job - 1 :: num_jobs]
+    return cut[share.job - 1 :: share.num_jobs]
 
 
 def decode_sets(
@@ -51,8 +78,7 @@ def decode_sets(
     folders: Sequence[str | Path],
     output: str | Path,
     facts: Mapping[str, Any],
-    job: int = 1,
-    num_jobs: int = 1,
+    share: Share = Share(),
     memberships: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
     """Decode test sets in one pass and write what scoring reads.
@@ -61,9 +87,9 @@ def decode_sets(
         decoder: What decodes.
         folders: Data directories; their names become the sets' names.
         output: ``exp/<system>/<inference_tag>``; see :mod:`espnet_moe.scoring.folders`.
-        facts: What else the job's JSON tells (command, backbone, experts).
-        job: This job, from 1.
-        num_jobs: How many jobs share the sets.
+        facts: What else the job's JSON tells (command, backbone, experts); wins over what the
+            decoder says.
+        share: This job's part of the work.
         memberships: Weight by expert by utterance id (oracle for experts that are no languages).
 
     Raises:
@@ -83,18 +109,17 @@ def decode_sets(
         sorted({item.utterance.language for item in items}), has_memberships=memberships is not None
     )
     _require_memberships(items, memberships)
-    share = batches(items, decoder.options.batch_size, job, num_jobs)
-    if share:
+    own = batches(items, decoder.options.batch_size, share)
+    if own:
         # The first call of a process sets up libraries: it is not timed.
         silence = [np.zeros(SAMPLE_RATE, dtype=np.float32)]
-        decoder(silence, *_truth(share[0][:1], memberships))
+        decoder(silence, *_truth(own[0][:1], memberships))
     lines: dict[str, list[str]] = {name: [] for name in names}
     stats: dict[str, list[str]] = {name: [] for name in names}
     total = _Total()
-    bar = tqdm(
-        total=sum(map(len, share)), desc=f"decode {job}/{num_jobs}", disable=None, unit="utt"
-    )
-    for batch in share:
+    title = f"decode {share.place}/{share.places}"
+    bar = tqdm(total=sum(map(len, own)), desc=title, disable=None, unit="utt")
+    for batch in own:
         speech = [load_audio(item.utterance.audio) for item in batch]
         with explained(_size(batch, speech), FOR_DECODING, str(decoder.backbone.device)):
             found = decoder(speech, *_truth(batch, memberships))
@@ -105,13 +130,14 @@ def decode_sets(
         bar.update(len(batch))
     bar.close()
     for name in names:
-        folder = output / name / "logdir" / f"output.{job}"
+        folder = output / name / "logdir" / f"output.{share.place}"
         remove_leftovers(folder)
         _write(folder / "text", sorted(lines[name], key=lambda s: s.split(" ", 1)[0].encode()))
         _write(folder / "stats.jsonl", stats[name])
-    report = {**facts, "num_jobs": num_jobs, **total.facts(), **_decoder_facts(decoder)}
-    _write(output / "logdir" / f"output.{job}.json", [json.dumps(report, indent=2) + "\n"])
-    total.log(sum(map(len, share)))
+    report = {**_decoder_facts(decoder), **facts, "num_jobs": share.places, **total.facts()}
+    name = f"output.{share.place}.json"
+    _write(output / "logdir" / name, [json.dumps(report, indent=2) + "\n"])
+    total.log(sum(map(len, own)))
 
 
 @dataclass

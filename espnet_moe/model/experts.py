@@ -23,7 +23,7 @@ class ESPnetMoEModel(TrainedModel):
 
     Args:
         backbone: The foundation model; the experts are inside already.
-        experts: The experts inside the backbone.
+        experts: The experts inside the backbone; ``None`` where there are none.
         router: Says which experts a row gets.
         specaug: ESPnet's SpecAugment, or ``None``.
         split_layer: Encoder layer ``k`` below which the router reads and no expert acts.
@@ -35,7 +35,7 @@ class ESPnetMoEModel(TrainedModel):
     def __init__(
         self,
         backbone: Backbone,
-        experts: ExpertSet,
+        experts: ExpertSet | None,
         router: Any = None,
         specaug: AbsSpecAug | None = None,
         split_layer: int = 0,
@@ -80,7 +80,9 @@ class ESPnetMoEModel(TrainedModel):
             utterances.
         """
         codes = [self.backbone.tokens.languages[i] for i in language[:, 0].tolist()]
-        gates = self.router.gates(codes, self.experts.names, speech.device)
+        gates = None
+        if self.experts is not None:
+            gates = self.router.gates(codes, self.experts.names, speech.device)
         prompt = self.backbone.tokens.prompt(codes).to(speech.device)
         with self.autocast(speech.device):
             encoded = self.encode(speech, speech_lengths, gates)
@@ -91,7 +93,7 @@ class ESPnetMoEModel(TrainedModel):
         gathered = force_gatherable((loss, stats, speech.size(0)), loss.device)
         return gathered
 
-    def encode(self, speech: torch.Tensor, lengths: torch.Tensor, gates: Gates) -> Encoded:
+    def encode(self, speech: torch.Tensor, lengths: torch.Tensor, gates: Gates | None) -> Encoded:
         """Encode with experts from the split layer on; SpecAugment in training."""
         augment = self.specaug if self.training else None
         lower = self.backbone.encode_lower(speech, lengths, self.split_layer, augment)
@@ -101,7 +103,7 @@ class ESPnetMoEModel(TrainedModel):
     def transcribe(
         self,
         encoded: Encoded,
-        gates: Gates,
+        gates: Gates | None,
         prompt: torch.Tensor,
         text: torch.Tensor,
         text_lengths: torch.Tensor,
@@ -112,7 +114,7 @@ class ESPnetMoEModel(TrainedModel):
 
         Args:
             encoded: The encoder's output.
-            gates: Of the decoder's experts, a row an utterance.
+            gates: Of the decoder's experts, a row an utterance; ``None`` without experts.
             prompt: ``(batch, prompt tokens)``.
             text: ``(batch, tokens)``.
             text_lengths: ``(batch,)``.
@@ -176,7 +178,7 @@ class ESPnetMoEModel(TrainedModel):
         self,
         encoded: Encoded,
         prompt: torch.Tensor,
-        gates: Gates,
+        gates: Gates | None,
         text: torch.Tensor,
         lengths: torch.Tensor,
     ) -> float:

@@ -12,7 +12,7 @@ from espnet_moe.config import ConfigError
 from espnet_moe.data.utterance import Utterance
 from espnet_moe.decoding.decoder import DecodeOptions, Decoder
 from espnet_moe.decoding.loading import load_decoder, parse_experts
-from espnet_moe.decoding.sets import _Item, batches
+from espnet_moe.decoding.sets import Share, _Item, batches
 from espnet_moe.experts.expert_files import save_expert
 from espnet_moe.experts.expert_set import ExpertError, ExpertSet, LoRAOptions
 
@@ -123,7 +123,7 @@ def test_batches_cover_everything_once_and_are_alike_in_length():
         _Item("test", Utterance(f"s-{i}", "x", "", "s", "hi", "test", duration=draw.uniform(1, 20)))
         for i in range(103)
     ]
-    jobs = [batches(utterances, 8, j, 3) for j in (1, 2, 3)]
+    jobs = [batches(utterances, 8, Share.of(j, 3)) for j in (1, 2, 3)]
     everything = [i.utterance.utt_id for job in jobs for batch in job for i in batch]
     assert sorted(everything) == sorted(i.utterance.utt_id for i in utterances)
     seconds = [sum(i.utterance.duration for b in job for i in b) for job in jobs]
@@ -132,7 +132,7 @@ def test_batches_cover_everything_once_and_are_alike_in_length():
         assert batch == sorted(batch, key=lambda i: -i.utterance.duration)
     for job, count in ((0, 3), (4, 3), (1, 0)):
         with pytest.raises(ConfigError, match=rf"--job {job} is not in 1..{count}"):
-            batches(utterances, 8, job, count)
+            Share.of(job, count)
 
 
 @pytest.mark.parametrize(

@@ -64,9 +64,10 @@ joint_strategy=soft             # strategy of the system joint
 experts_from=                   # experiment whose experts are used instead of training some (stage 8)
 only_experts=                   # train these only, e.g. "hi te"; empty: all
 use_wandb=false                 # log trainings and scores to wandb; offline, unless WANDB_MODE=online
+finetune_config=                # training of a whole base or its decoder, for the systems finetune_*
 train_args=                     # further options of every training, e.g. "--max_epoch 4"
 ## Decoding
-systems="baseline oracle"       # and hard soft threshold topk hierarchical fixed joint
+systems="baseline oracle"       # and hard soft threshold topk hierarchical fixed joint finetune_full finetune_decoder
 codeswitch_systems=             # systems for the code-switched sets; also frame, segment
 inference_config=conf/decode_greedy.yaml # configuration of the decoding
 inference_tag=                  # name of the results; empty: that of inference_config
@@ -80,6 +81,7 @@ cd "$(dirname "$0")"
 
 STAGES="1 2 3 4 5 6 7 8 9 10 11"
 SYSTEMS="baseline oracle hard soft threshold topk hierarchical fixed joint"
+FINETUNED="finetune_full finetune_decoder"
 CLUSTERERS="kmeans gmm agglomerative spectral hdbscan"
 
 check_options() {
@@ -127,7 +129,10 @@ check_options() {
     listed "$experts_by" language $CLUSTERERS ||
         problems+=("--experts_by is language or one of $CLUSTERERS, not '$experts_by'")
     for name in $systems; do
-        listed "$name" $SYSTEMS || problems+=("--systems: '$name' is none of $SYSTEMS")
+        listed "$name" $SYSTEMS $FINETUNED ||
+            problems+=("--systems: '$name' is none of $SYSTEMS $FINETUNED")
+        [ -n "$finetune_config" ] || ! listed "$name" $FINETUNED ||
+            problems+=("the system $name needs --finetune_config")
     done
     for name in $codeswitch_systems; do
         listed "$name" $SYSTEMS frame segment ||
@@ -136,7 +141,7 @@ check_options() {
     for name in $systems $codeswitch_systems; do
         if [ "$name" = joint ] && [ -z "$joint_config" ]; then
             problems+=("the system joint needs --joint_config")
-        elif ! listed "$name" baseline oracle && [ -z "$routers" ]; then
+        elif ! listed "$name" baseline oracle $FINETUNED && [ -z "$routers" ]; then
             problems+=("the system $name needs a router: --routers NAME, of conf/train_NAME.yaml")
         fi
     done
@@ -147,7 +152,7 @@ check_options() {
     [ -z "$joint_config" ] || [ -n "$routers" ] ||
         problems+=("--joint_config starts from a router: --routers NAME")
     [[ $context =~ ^(variable|padded)$ ]] || problems+=("--context is variable or padded, not '$context'")
-    for name in "$train_config" "$inference_config" "$assign_config" $joint_config \
+    for name in "$train_config" "$inference_config" "$assign_config" $joint_config $finetune_config \
         $codeswitch_config $(each 'conf/train_%s.yaml ' $routers); do
         [ -f "$name" ] || problems+=("the configuration $name does not exist")
     done
@@ -231,6 +236,8 @@ run_stage 6 "experts by $experts_by in $assigned" expert_assignment
 run_stage 7 "routers: ${routers:-none}" router_training
 [ -n "$experts_from" ] ||
     run_stage 8 "experts, logs: $expdir/$experts_tag${by}_*/train.log" expert_training
+[ -z "$(finetuned_systems)" ] ||
+    run_stage 8 "bases, logs: $expdir/finetune_*/train.log" base_training
 run_stage 9 "joint training: ${joint_config:-none}" joint_training
 run_stage 10 "decoding of $test_sets $codeswitch_sets" decoding
 run_stage 11 "scores in $expdir/results.json and $expdir/RESULTS.md" scoring

@@ -14,6 +14,7 @@ context=$([ "$size" = mini ] && echo variable || echo padded)
     --backbone openai/whisper-small \
     --context "$context" \
     --train_config "conf/train_expert_$size.yaml" \
+    --finetune_config "conf/train_finetune_$size.yaml" \
     --routers "router_$size" \
     --joint_config "conf/train_joint_$size.yaml" \
     --codeswitch_config conf/codeswitch.yaml \

@@ -14,6 +14,7 @@ of_base=() # what a base wants besides, wherever its folder is
     --sources "hi:commonvoice,kathbath it:commonvoice,mls pa:commonvoice,kathbath te:commonvoice,kathbath" \
     --backbone whisper_mini \
     --train_config conf/train_expert.yaml \
+    --finetune_config conf/train_finetune.yaml \
     --inference_config conf/decode_greedy.yaml \
     --embedding_layer 4 \
     --embedding_pooling mean_std \

@@ -14,6 +14,7 @@ context=$([ "$size" = mini ] && echo variable || echo padded)
     --backbone openai/whisper-small \
     --context "$context" \
     --train_config "conf/train_expert_$size.yaml" \
+    --finetune_config "conf/train_finetune_$size.yaml" \
     --systems "baseline oracle" \
     --inference_config conf/decode_beam5.yaml \
     "$@"

@@ -3,8 +3,8 @@
 
 # name_of SYSTEM: the folder of its results; other experts than the usual ones have their own.
 name_of() {
-    if [ "$1" = baseline ]; then
-        echo baseline
+    if listed "$1" baseline $FINETUNED; then
+        echo "$1"
     elif [ "$experts_tag" = expert ]; then
         echo "$1$by"
     else
@@ -27,6 +27,11 @@ parts_of() {
     options=(--system "$1")
     folders=()
     case $1 in
+        finetune_*)
+            options=(--system baseline)
+            folders=($(each "$expdir/$1_%s/backbone " $langs))
+            return
+            ;;
         baseline) return ;;
         joint) options=(--system "$joint_strategy") router=$expdir/$joint/router ;;
         frame) router=$expdir/${routers##* }$by/router ;;
@@ -55,8 +60,36 @@ family_tree() {
 print((conf.get("routing") or {}).get("tree") or "")' "$inference_config"
 }
 
+# bases_of SYSTEM: of its base, or its bases, "base set set ...", a line each.
+bases_of() {
+    local lang
+    if ! listed "$1" $FINETUNED; then
+        echo "$backbone" $(sets_of "$1")
+    else
+        for lang in $langs; do
+            echo "$expdir/$1_$lang/backbone" $(each '%s\n' $(sets_of "$1") | grep -E "(^|_)$lang(_|$)")
+        done
+    fi
+}
+
+# write_shares SYSTEM: the options of its jobs; adds them to `shares`.
+write_shares() {
+    local base sets job place=0 places
+    places=$(($(bases_of "$1" | wc -l) * inference_nj))
+    while read -r base sets; do
+        for ((job = 1; job <= inference_nj; job++)); do
+            place=$((place + 1))
+            shares+=("$(name_of "$1").$place")
+            printf '%s\n' --backbone "$base" --context "$context" "${options[@]}" \
+                --data $(each "$raw/%s " $sets) --config "$inference_config" --out "$out" \
+                --job "$job" --num_jobs "$inference_nj" --place "$place/$places" \
+                >"$logs/decode_$inference_tag.$(name_of "$1").$place.args"
+        done
+    done < <(bases_of "$1")
+}
+
 decoding() { # stage 10
-    local system out sets job shares=() pending=() options folders failed=0
+    local system out sets shares=() pending=() options folders failed=0
     for system in $(all_systems); do
         parts_of "$system"
         sets=($(sets_of "$system"))
@@ -70,13 +103,7 @@ decoding() { # stage 10
         # No share of an earlier run with more jobs may stay; other sets' results do.
         rm -rf "$out/logdir" $(each "$out/%s " "${sets[@]}")
         mkdir -p "$out/logdir"
-        for ((job = 1; job <= inference_nj; job++)); do
-            shares+=("$(name_of "$system").$job")
-            printf '%s\n' --backbone "$backbone" --context "$context" "${options[@]}" \
-                --data $(each "$raw/%s " "${sets[@]}") --config "$inference_config" \
-                --out "$out" --job "$job" --num_jobs "$inference_nj" \
-                >"$logs/decode_$inference_tag.$(name_of "$system").$job.args"
-        done
+        write_shares "$system"
         pending+=("$system")
     done
     [ ${#pending[@]} -gt 0 ] || return 0
@@ -98,7 +125,8 @@ decode_stamp() {
 merge_shares() {
     local set out
     out=$expdir/$(name_of "$1")/$inference_tag
-    [ "$(find "$out/logdir" -name 'output.*.json' | wc -l)" = "$inference_nj" ] || return 1
+    [ "$(find "$out/logdir" -name 'output.*.json' | wc -l)" = \
+        $(($(bases_of "$1" | wc -l) * inference_nj)) ] || return 1
     for set in $(sets_of "$1"); do
         cat "$out/$set"/logdir/output.*/text | sort >"$out/$set/text"
         if [ "$(wc -l <"$out/$set/text")" != "$(wc -l <"$raw/$set/text")" ]; then

@@ -127,6 +127,37 @@ expert_training() { # stage 8
         --stamp "$expdir/.done/stage8_$experts_tag${by}_EXPERT.json"
 }
 
+# finetuned_systems: those of --systems.
+finetuned_systems() {
+    local system
+    for system in $systems; do ! listed "$system" $FINETUNED || echo "$system"; done
+}
+
+base_training() { # stage 8, to compare experts with: a base a language
+    local pending lang system
+    for system in $(finetuned_systems); do
+        pending=()
+        for lang in $langs; do
+            [ -z "$only_experts" ] || listed "$lang" $only_experts || continue
+            if to_train "$expdir/.done/stage8_${system}_$lang.json" "$expdir/${system}_$lang" \
+                "$expdir/${system}_$lang/backbone/finetuned.json" "$finetune_config" \
+                "$raw"/{train,dev}"_$lang" "$expdir/stats"/{train,dev}"_$lang"; then
+                pending+=("$lang")
+            fi
+        done
+        [ ${#pending[@]} -gt 0 ] || continue
+        $cuda_cmd --gpu "$ngpu" $throttle LANGUAGE="$(join , "${pending[@]}")" \
+            "$expdir/${system}_LANGUAGE/train.log" \
+            $python -m espnet_moe.bin.train --config "$finetune_config" --phase finetune \
+            --finetune_conf "part=${system#finetune_}" $(common) \
+            --train_dir "$raw/train_LANGUAGE" --train_stats "$expdir/stats/train_LANGUAGE" \
+            --valid_dir "$raw/dev_LANGUAGE" --valid_stats "$expdir/stats/dev_LANGUAGE" \
+            --output_dir "$expdir/${system}_LANGUAGE" $train_args \&\& \
+            $python -m espnet_moe.bin.stage commit \
+            --stamp "$expdir/.done/stage8_${system}_LANGUAGE.json"
+    done
+}
+
 joint_training() { # stage 9
     local experts folders init
     [ -n "$joint_config" ] || return 0
