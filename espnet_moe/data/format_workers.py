@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,7 +208,7 @@ def _run_pool(
     pool = ProcessPoolExecutor(min(num_jobs, len(jobs)), context, _start_process)
     try:
         chunks = [jobs[first : first + _CHUNK] for first in range(0, len(jobs), _CHUNK)]
-        for future in _completed([pool.submit(format_chunk, chunk, journal) for chunk in chunks]):
+        for future in as_completed([pool.submit(format_chunk, chunk, journal) for chunk in chunks]):
             done = future.result()
             outcomes |= done
             progress.update(len(done))
@@ -229,13 +229,6 @@ def _run_pool(
     finally:
         pool.shutdown(cancel_futures=True)
     return outcomes, []
-
-
-def _completed(futures: list[Future[dict[str, Outcome]]]) -> Iterator[Future[dict[str, Outcome]]]:
-    pending = set(futures)
-    while pending:
-        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-        yield from done
 
 
 def _start_process() -> None:
