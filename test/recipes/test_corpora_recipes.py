@@ -30,6 +30,7 @@ RECIPES = {
 }
 EQUAL = "kathbath:0.5 mls:0.5 commonvoice:0.5"
 MORE = {"multilingual": ["--mix", EQUAL, "--mix_by", "utterances"]}
+FURTHER = {"mls": "finetune_decoder", "multilingual": "hard joint finetune_full"}
 VARIANTS = {"commonvoice": {"release": "17.0"}, "mls": {"audio": "opus"}}
 
 
@@ -167,7 +168,7 @@ def test_from_disk_to_scores(name, tmp_path):
             *("--corpus_dir", corpora, "--langs", " ".join(languages)),
             *("--backbone", "whisper_mini", "--stage", "1", "--stop_stage", "11"),
             *("--train_args", STEPS, "--max_train_hours", "0.005"),
-            *("--systems", "baseline oracle" if name == "mls" else "baseline oracle hard joint"),
+            *("--systems", f"baseline oracle {FURTHER.get(name, 'hard joint')}"),
             *("--inference_config", "conf/decode_greedy.yaml"),
             *MORE.get(name, []),
             *switching,
@@ -182,6 +183,9 @@ def test_from_disk_to_scores(name, tmp_path):
     assert {s for s in scored if "_cs_" not in s} == sets
     for row in results["rows"]:
         assert row["utterances"] == 6 or "_cs_" in row["set"]
+    tuned = [row for row in results["rows"] if row["system"].startswith("finetune_")]
+    assert len(tuned) == (len(sets) if "finetune" in FURTHER.get(name, "") else 0)
+    assert all(row["trainable_params"] > 1e6 for row in tuned)
     for language in languages:
         durations = (tmp_path / f"dump/raw/train_{language}/utt2dur").read_text().split()[1::2]
         assert 0 < sum(map(float, durations)) <= 0.006 * 3600  # by utterances: on the average
