@@ -284,7 +284,7 @@ def _note(stream: io.TextIOBase, entry: Mapping[str, object]) -> None:
 
 def _encode(samples: Samples, audio_format: str) -> bytes:
     """Return a 16 bit file; audio louder than full scale is turned down, not clipped."""
-    peak = float(np.abs(samples).max())
+    peak = float(max(samples.max(), -samples.min()))
     if peak > 1.0:
         samples = samples / peak
     content = io.BytesIO()
