@@ -1,7 +1,7 @@
 """Kaldi data directories: what every stage after the corpus reader reads and writes.
 
     <name>/
-      wav.scp        utt_id path
+      wav.scp        utt_id path             (or a part of a file, see ``espnet_moe.data.sources``)
       text           utt_id transcript
       utt2spk        utt_id speaker          spk2utt   speaker utt_id utt_id …
       utt2lang       utt_id language         utt2gender  utt_id m|f   (where known)

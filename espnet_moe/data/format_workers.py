@@ -40,7 +40,7 @@ class Job:
 
     Attributes:
         utt_id: Whose file it is.
-        source: File to read.
+        source: What to read (``espnet_moe.data.sources``).
         output: File to write, absolute.
         key: Digest of the source's state and the options.
         min_samples: Fewer samples are bad.
