@@ -38,8 +38,7 @@ class AudioSource:
         if self.row is not None:
             return f"{self.path}#row={self.row}"
         if self.start is not None and self.end is not None:
-            # A tenth of a millisecond is less than two samples; more digits are of no use.
-            return f"{self.path}#t={self.start:.4f},{self.end:.4f}"
+            return f"{self.path}#t={_written(self.start)},{_written(self.end)}"
         return self.path
 
     @property
@@ -68,6 +67,11 @@ def parse_source(audio: str) -> AudioSource:
         if row := _ROW.fullmatch(audio):
             return AudioSource(row["path"], row=int(row["row"]))
     return AudioSource(audio)
+
+
+def _written(time: Seconds) -> str:
+    """A microsecond is well below a sample, so that the sample meant is the one that is read."""
+    return f"{time:.6f}".rstrip("0").rstrip(".")
 
 
 def file_of(audio: str) -> str:
