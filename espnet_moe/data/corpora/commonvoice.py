@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from espnet_moe.data.corpora.layout import (
+    USUAL_SPLITS,
     CorpusError,
     check_language,
     check_root,
@@ -34,7 +35,6 @@ from espnet_moe.data.utterance import Gender, Seconds, Utterance, safe_id
 
 TrainFrom = Literal["train", "validated"]
 LOCALES = {"en": "en", "hi": "hi", "it": "it", "pa": "pa-IN", "te": "te"}
-SPLITS = ("train", "dev", "test")
 LAYOUT = drawing(__doc__)
 
 # Columns by the first release that has them. Files are read by column name, so that a release
@@ -66,7 +66,7 @@ logger = logging.getLogger(__name__)
 def read_commonvoice(
     root: str | Path,
     language: str,
-    splits: Iterable[str] = SPLITS,
+    splits: Iterable[str] = USUAL_SPLITS,
     train_from: TrainFrom = "train",
 ) -> list[Utterance]:
     """Read the utterances of a Common Voice release.
@@ -85,7 +85,7 @@ def read_commonvoice(
         CorpusError: When the language is not there, several releases are, or a file is missing,
             lacks a column, or has rows with too few or too many fields.
     """
-    splits = check_splits(splits, SPLITS, "Common Voice")
+    splits = check_splits(splits, USUAL_SPLITS, "Common Voice")
     folder = find_locale(root, language)
     rows = [
         (split, row)

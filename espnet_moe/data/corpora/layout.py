@@ -7,6 +7,8 @@ from pathlib import Path
 from espnet_moe.data.files import listed
 from espnet_moe.errors import UserError
 
+USUAL_SPLITS = ("train", "dev", "test")
+
 # All white space but the no-break space, which is the corpus's own text until normalisation.
 _WHITE_SPACE = re.compile(r"[^\S\u00a0\u202f]+")
 

@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet_moe.data.corpora.ai4bharat import Condition, read_kathbath
 from espnet_moe.data.corpora.alignments import read_alignments
 from espnet_moe.data.corpora.checks import CorpusChecks, check_corpus, drop_bad_audio
 from espnet_moe.data.corpora.commonvoice import (
-    SPLITS,
     TrainFrom,
     find_locale,
     read_commonvoice,
     release_of,
 )
-from espnet_moe.data.corpora.layout import CorpusError
+from espnet_moe.data.corpora.kathbath import read_kathbath
+from espnet_moe.data.corpora.layout import USUAL_SPLITS, CorpusError
 from espnet_moe.data.corpora.mls import read_mls
 from espnet_moe.data.datadir import write_datadir
 from espnet_moe.data.extras import Extras
@@ -36,10 +35,9 @@ class PrepareOptions:
         corpus: One of ``CORPORA``.
         root: Folder of the corpus; the readers' modules draw what is expected in it.
         language: ISO 639-1 code.
-        splits: Splits to read; ``None`` for the corpus's usual ones.
+        splits: Splits to read; each reader says which there are.
         handles: MLS only: limited supervision, ``9hr`` or ``1hr/0`` … ``1hr/5``.
         train_from: Common Voice only: ``train``, or ``validated`` without what dev and test hold.
-        condition: Kathbath only: ``clean`` or ``noisy`` recordings.
         allow_bad_test_audio: Leave bad files out of test sets too, instead of an error.
         probe_audio: Decode every file (slow; formatting does so later anyway).
     """
@@ -47,9 +45,8 @@ class PrepareOptions:
     corpus: str
     root: str
     language: str
-    splits: Sequence[str] | None = None
+    splits: Sequence[str] = USUAL_SPLITS
     handles: str | None = None
-    condition: Condition = "clean"
     train_from: TrainFrom = "train"
     allow_bad_test_audio: bool = False
     probe_audio: bool = False
@@ -62,8 +59,6 @@ class PrepareOptions:
             problems.append(f"handles are there for mls only, not for {self.corpus}")
         if self.train_from != "train" and self.corpus != "commonvoice":
             problems.append(f"train_from {self.train_from} is there for commonvoice only")
-        if self.condition != "clean" and self.corpus != "kathbath":
-            problems.append(f"condition {self.condition} is there for kathbath only")
         if problems:
             raise CorpusError("; ".join(problems))
 
@@ -114,9 +109,9 @@ def prepare_corpus(options: PrepareOptions, out: str | Path) -> CorpusChecks:
 
 def read_corpus(options: PrepareOptions) -> list[Utterance]:
     """Read a corpus with the reader that ``options.corpus`` names."""
-    splits = SPLITS if options.splits is None else options.splits
+    where = options.root, options.language, options.splits
     if options.corpus == "commonvoice":
-        return read_commonvoice(options.root, options.language, splits, options.train_from)
+        return read_commonvoice(*where, options.train_from)
     if options.corpus == "mls":
-        return read_mls(options.root, options.language, splits, options.handles)
-    return read_kathbath(options.root, options.language, options.splits, options.condition)
+        return read_mls(*where, options.handles)
+    return read_kathbath(*where)

@@ -12,9 +12,9 @@ import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 from espnet_moe.data.corpora.layout import (
+    USUAL_SPLITS,
     CorpusError,
     check_language,
     check_root,
@@ -26,15 +26,19 @@ from espnet_moe.data.corpora.layout import (
 from espnet_moe.data.files import listed
 from espnet_moe.data.utterance import Gender, Utterance, safe_id
 
-Condition = Literal["clean", "noisy"]
-
 LANGUAGES = {"hi": "hindi", "pa": "punjabi", "te": "telugu"}
-# Headline numbers are on ``test``: the speakers of valid and test_known are in train too.
-FOLDERS = {"train": "train", "dev": "valid", "test": "test", "test_known": "test_known"}
-SPLITS: dict[str, tuple[str, ...]] = {
-    "clean": ("train", "dev", "test", "test_known"),
-    "noisy": ("test", "test_known"),
+# Recordings and folder of each split. Headline numbers are on ``test``: the speakers of valid and
+# test_known are in train too. A noisy valid may be there, but nobody reports numbers on it.
+PLACES = {
+    "train": ("clean", "train"),
+    "dev": ("clean", "valid"),
+    "test": ("clean", "test"),
+    "test_known": ("clean", "test_known"),
+    "test_noisy": ("noisy", "test"),
+    "test_known_noisy": ("noisy", "test_known"),
 }
+SPLITS = tuple(PLACES)
+_FOLDERS = ("train", "valid", "test", "test_unknown", "test_known")
 LAYOUT = drawing(__doc__)
 # Matras without their letters (Hindi, valid).
 KNOWN_BAD = frozenset({"844424931069710-229-f", "844424932918936-888-f"})
@@ -45,69 +49,70 @@ logger = logging.getLogger(__name__)
 
 
 def read_kathbath(
-    root: str | Path,
-    language: str,
-    splits: Iterable[str] | None = None,
-    condition: Condition = "clean",
+    root: str | Path, language: str, splits: Iterable[str] = USUAL_SPLITS
 ) -> list[Utterance]:
     """Read the utterances of Kathbath.
 
     Args:
         root: Folder as drawn above.
         language: ISO 639-1 code.
-        splits: Any of ``train``, ``dev`` (valid), ``test`` (unknown speakers) and ``test_known``;
-            noisy recordings have the latter two. Default: all but ``test_known``.
-        condition: ``clean`` or ``noisy`` recordings.
+        splits: Any of ``train``, ``dev`` (valid), ``test`` (unknown speakers), ``test_known``, and
+            of the noisy recordings ``test_noisy`` and ``test_known_noisy``.
 
     Returns:
         Utterances, in the order of the files, without the known bad ones. Whether the audio exists
         is not looked at.
 
     Raises:
-        CorpusError: When the folder is of another layout, or a transcript file is missing or has
-            rows that are not as drawn above.
+        CorpusError: When the folder is of another layout, a split is not there, or a transcript
+            file is missing or has rows that are not as drawn above.
     """
-    if condition not in SPLITS:
-        raise CorpusError(f"no Kathbath condition '{condition}'; legal are clean, noisy")
-    legal = SPLITS[condition]
-    if splits is None:
-        splits = [split for split in legal if split != "test_known"]
-    splits = check_splits(splits, legal, f"Kathbath ({condition})")
-    folder = _find(root, check_language(language, "Kathbath", LANGUAGES), condition)
-    return [
-        utterance
-        for split in splits
-        for utterance in _read_split(_folder_of(folder, split), split, language, condition)
-    ]
-
-
-def _find(root: str | Path, name: str, condition: str) -> Path:
-    """Return the folder of a language."""
+    splits = check_splits(splits, SPLITS, "Kathbath")
+    name = check_language(language, "Kathbath", LANGUAGES)
     root = check_root(root, LAYOUT)
-    tops = [root / f"kb_data_{condition}_m4a", root / f"kb_data_{condition}"]
+    folders = {condition: _find(root, name, condition) for condition in ("clean", "noisy")}
+    utterances = []
+    for split in splits:
+        condition, usual = PLACES[split]
+        folder = folders[condition]
+        if folder is None:
+            raise other_layout(
+                f"no folder {name} of the {condition} recordings in {root}, for {split} (folders: "
+                f"{', '.join(_folders(root)[:20]) or 'none'})",
+                LAYOUT,
+            )
+        utterances += _read_split(_folder_of(folder, usual), split, language, condition)
+    return utterances
+
+
+def _find(root: Path, name: str, condition: str) -> Path | None:
+    """Return the folder of a language, if there is one."""
+    tops = [root]
+    # The folder of the clean recordings, or a language's in it, has the noisy ones beside it.
+    if condition == "noisy":
+        tops += [path.parent for path in (root, root.parent) if "clean" in path.name]
+    places = [top / f"kb_data_{condition}{end}" for top in tops for end in ("_m4a", "")]
     # A folder that holds the languages, or is one, unless its name says the other condition.
     other = "noisy" if condition == "clean" else "clean"
     if other not in root.name and other not in root.parent.name:
-        tops += [root, root.parent] if root.name == name else [root]
-    for top in tops:
-        if (top / name).is_dir():
-            return top / name
-    there = sorted({path.name for top in tops for path in _folders(top)})
-    raise other_layout(
-        f"no folder {name} of the {condition} recordings in {root} (folders: "
-        f"{', '.join(there[:20]) or 'none'})",
-        LAYOUT,
-    )
+        places += [root, root.parent] if root.name == name else [root]
+    for place in places:
+        # Not the hub's folder of that name, which holds files.
+        if any((place / name / folder).is_dir() for folder in _FOLDERS):
+            return place / name
+    return None
 
 
-def _folder_of(language: Path, split: str) -> Path:
+def _folder_of(language: Path, name: str) -> Path:
     """The folder of a split; some archives call the test of unknown speakers ``test_unknown``."""
-    usual, other = language / FOLDERS[split], language / "test_unknown"
-    return other if split == "test" and not usual.exists() and other.is_dir() else usual
+    usual, other = language / name, language / "test_unknown"
+    return other if name == "test" and not usual.exists() and other.is_dir() else usual
 
 
-def _folders(path: Path) -> list[Path]:
-    return [entry for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else []
+def _folders(path: Path) -> list[str]:
+    """Name the folders in one, and those in its folders of recordings."""
+    tops = [path, *path.glob("kb_data_*")]
+    return sorted(str(f.relative_to(path)) for top in tops for f in top.iterdir() if f.is_dir())
 
 
 def _read_split(folder: Path, split: str, language: str, condition: str) -> list[Utterance]:
