@@ -1,4 +1,4 @@
-"""AI4Bharat Kathbath, clean and noisy.
+"""AI4Bharat Kathbath, clean and noisy, from its archives or from the hub.
 
 The folder given is, or holds,
 
@@ -6,6 +6,10 @@ The folder given is, or holds,
       transcription_n2w.txt                     <file>.m4a<TAB>text
       audio/<id>-<speaker>-<m|f>.m4a
     kb_data_noisy_m4a/<hindi|punjabi|telugu>/{test_known,test}/…
+
+or the parquet files of `kathbath_hub`:
+
+    <hindi|punjabi|telugu>/[data/]{train,valid}-<number>-of-<count>.parquet
 """
 
 import logging
@@ -13,6 +17,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from espnet_moe.data.corpora.kathbath_hub import find_hub, read_hub
 from espnet_moe.data.corpora.layout import (
     USUAL_SPLITS,
     CorpusError,
@@ -54,10 +59,12 @@ def read_kathbath(
     """Read the utterances of Kathbath.
 
     Args:
-        root: Folder as drawn above.
+        root: Folder as drawn above. Where it holds both, the archives are taken before the hub's
+            files.
         language: ISO 639-1 code.
         splits: Any of ``train``, ``dev`` (valid), ``test`` (unknown speakers), ``test_known``, and
-            of the noisy recordings ``test_noisy`` and ``test_known_noisy``.
+            of the noisy recordings ``test_noisy`` and ``test_known_noisy``. The hub's files have
+            the first three, of which ``test`` is made (``kathbath_hub``).
 
     Returns:
         Utterances, in the order of the files, without the known bad ones. Whether the audio exists
@@ -71,6 +78,8 @@ def read_kathbath(
     name = check_language(language, "Kathbath", LANGUAGES)
     root = check_root(root, LAYOUT)
     folders = {condition: _find(root, name, condition) for condition in ("clean", "noisy")}
+    if not any(folders.values()) and (hub := find_hub(root, name)):
+        return read_hub(hub, language, splits, KNOWN_BAD)
     utterances = []
     for split in splits:
         condition, usual = PLACES[split]

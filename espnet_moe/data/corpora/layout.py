@@ -5,9 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from espnet_moe.data.files import listed
+from espnet_moe.data.utterance import Gender
 from espnet_moe.errors import UserError
 
 USUAL_SPLITS = ("train", "dev", "test")
+
+_GENDERS: Mapping[str, Gender] = {"f": "f", "female": "f", "m": "m", "male": "m"}
 
 # All white space but the no-break space, which is the corpus's own text until normalisation.
 _WHITE_SPACE = re.compile(r"[^\S\u00a0\u202f]+")
@@ -119,6 +122,16 @@ def raise_wrong_fields(path: Path, wrong: Sequence[tuple[int, int]], expected: i
             f"{len(wrong)} rows of {path.name} do not have {expected} tab-separated fields; "
             f"unpack the corpus again, or mend the rows:\n  {rows}"
         )
+
+
+def gender_of(word: object) -> Gender | None:
+    """Return the gender that ``Male``, ``f`` and their like say, ``None`` for any other word."""
+    return _GENDERS.get(str(word).strip().lower())
+
+
+def name_of(value: object) -> str:
+    """Return what a file calls somebody, number or text; empty where it says nothing."""
+    return "" if value is None else str(value).strip()
 
 
 def transcript(text: str) -> str:
