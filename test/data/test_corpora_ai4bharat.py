@@ -1,5 +1,7 @@
-"""Kathbath of the hub: each layout, and each way to be wrong."""
+"""Kathbath of the hub and IndicVoices: each layout, and each way to be wrong."""
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from espnet_moe.data.corpora.indicvoices import read_indicvoices
 from espnet_moe.data.corpora.kathbath import read_kathbath
 from espnet_moe.data.corpora.layout import CorpusError
 from espnet_moe.data.corpora.prepare import PrepareOptions, prepare_corpus
@@ -167,3 +170,119 @@ def test_transcripts_without_their_audio(tmp_path: Path, kathbath: Make) -> None
     ):
         prepare_corpus(PrepareOptions("kathbath", str(tmp_path), "hi"), tmp_path / "data/kb")
     assert not (tmp_path / "data").exists()
+
+
+# IndicVoices
+
+
+def segment(start: float, end: float, text: str, speaker: object = 0) -> dict[str, Any]:
+    return {"start": start, "end": end, "text": text, "speaker_id": speaker}
+
+
+def write_recording(path: Path, speaker: str | None, *normalized: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".wav").write_bytes(b"audio")
+    document = {"verbatim": [], "normalized": list(normalized), "gender": "Female"}
+    if speaker is not None:
+        document["speaker_id"] = speaker
+    path.write_text(json.dumps(document), "utf-8")
+    return path
+
+
+def write_indicvoices(folder: Path, readers: int = 20) -> Path:
+    for n in range(readers):
+        parts = [segment(3 * i, 3 * i + 2.5, f"यह घर {i}") for i in range(4)]
+        write_recording(folder / f"train/281474976{n:06d}_0.json", f"S42{n:03d}", *parts)
+    for n in range(3):
+        # The first reader is in train too.
+        write_recording(folder / f"valid/v{n}.json", f"S42{n * 50:03d}", segment(0.5, 4.25, "दो"))
+    return folder
+
+
+def test_indicvoices_layout(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_indicvoices(tmp_path / "Hindi/v1")
+    for root in (tmp_path, tmp_path / "Hindi", folder):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            utterances = read_indicvoices(root, "hi")
+        assert "4 of 80 utterances of train are left out: their speakers are in test" in caplog.text
+        assert speakers(utterances, "test") == {f"iv_hi_S42{n:03d}" for n in (0, 50, 100)}
+        assert len(speakers(utterances, "dev")) == 1 and len(speakers(utterances, "train")) == 18
+        assert not speakers(utterances, "dev") & speakers(utterances, "train")
+    utt = utterances[-1]
+    assert (utt.utt_id, utt.gender, utt.duration) == ("iv_hi_S42100-v2_0001", "f", 3.75)
+    assert (utt.text, utt.audio) == ("दो", f"{folder}/valid/v2.wav#t=0.5,4.25")
+    assert [u.split for u in read_indicvoices(tmp_path, "hi", ["dev"])] == ["dev"] * 4
+
+
+def test_indicvoices_segments_left_out_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_indicvoices(tmp_path / "Hindi/v1")
+    write_recording(
+        folder / "valid/v0.json",
+        "S42000",
+        segment(-0.2, 2, "एक [noise] दो [unintelligible]"),
+        segment(2, 32.5, "तीन"),
+        segment(2, 32, "तीस"),
+        segment(2, 2.04, "चार"),
+        segment(2, 2.05, "पाँच"),
+        segment(3, 4, "[laughter] ।"),
+        segment(4, 5, ""),
+        segment(5, 6, "छह", speaker=1),
+    )
+    with caplog.at_level("INFO"):
+        utterances = read_indicvoices(tmp_path, "hi", ["test"])
+    mine = [(utt.utt_id[-4:], utt.text, utt.duration) for utt in utterances if "v0" in utt.utt_id]
+    assert mine == [
+        ("0001", "एक दो", 2.0),
+        ("0003", "तीस", 30.0),
+        ("0005", "पाँच", pytest.approx(0.05)),
+    ]
+    assert (
+        "5 utterances of 3 recordings; left out: 1 longer than 30 s, 1 of another speaker than the "
+        "recording's, 1 shorter than 0.05 s, 2 without text" in caplog.text
+    )
+    (folder / "valid/untold.wav").write_bytes(b"audio")
+    read_indicvoices(tmp_path, "hi")
+    assert "1 .wav have no .json (untold, …)" in caplog.text
+
+
+def test_indicvoices_speakers_that_only_segments_name(tmp_path: Path) -> None:
+    folder = write_indicvoices(tmp_path / "Hindi/v1")
+    parts = [segment(n, n + 1, "एक", name) for n, name in enumerate(("S7", 0, 1, "S8"))]
+    write_recording(folder / "valid/v9.json", None, *parts)
+    found = {u.speaker for u in read_indicvoices(tmp_path, "hi", ["test"]) if "v9" in u.utt_id}
+    assert found == {"iv_hi_S7", "iv_hi_v9_0", "iv_hi_v9_1", "iv_hi_S8"}
+
+
+def test_indicvoices_that_is_otherwise(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="gone does not exist; expected is:\n    <Hindi"):
+        read_indicvoices(tmp_path / "gone", "hi")
+    with pytest.raises(CorpusError, match=r"no Hindi/v1/train in .*folders: none.; expected"):
+        read_indicvoices(tmp_path, "hi")
+    folder = write_indicvoices(tmp_path / "Hindi/v1")
+    with pytest.raises(CorpusError, match=r"no Punjabi/v1/train in .*folders: Hindi.; expected"):
+        read_indicvoices(tmp_path, "pa")
+    with pytest.raises(CorpusError, match="no IndicVoices language 'it'; legal are hi, pa, te"):
+        read_indicvoices(tmp_path, "it")
+    (folder / "train/bad.json").write_text('{"normalized": [')
+    write_recording(folder / "train/worse.json", "S1", {"start": 0, "end": 1})
+    (folder / "train/list.json").write_text("[]")
+    with pytest.raises(CorpusError, match="3 files are not as expected") as caught:
+        read_indicvoices(tmp_path, "hi")
+    for what in ("bad.json: JSONDecodeError", "worse.json: KeyError: 'text'", "list.json: TypeErr"):
+        assert what in str(caught.value)
+    for name in ("bad", "worse", "list"):
+        (folder / f"train/{name}.json").unlink()
+    write_indicvoices(tmp_path / "Hindi/v2")
+    with pytest.raises(CorpusError, match="holds Hindi more than once(.|\n)*v1\n(.|\n)*v2"):
+        read_indicvoices(tmp_path, "hi")
+    assert read_indicvoices(tmp_path / "Hindi/v2", "hi")
+    for path in (folder / "valid").glob("*.json"):
+        path.unlink()
+    with pytest.raises(CorpusError, match=r"no <name>.json in .*valid; expected is"):
+        read_indicvoices(folder, "hi")
+    os.rename(folder / "valid", folder / "unpacking")
+    with pytest.raises(CorpusError, match="valid does not exist; expected is"):
+        read_indicvoices(folder, "hi")

@@ -134,6 +134,11 @@ def name_of(value: object) -> str:
     return "" if value is None else str(value).strip()
 
 
+def counted(lost: Mapping[str, int]) -> str:
+    """Tell how many utterances were left out, by the reason."""
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(lost.items())) or "none"
+
+
 def transcript(text: str) -> str:
     """Return a transcript on one line, without white space at its ends."""
     return _WHITE_SPACE.sub(" ", text).strip(" ")

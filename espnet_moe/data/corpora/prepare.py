@@ -14,6 +14,7 @@ from espnet_moe.data.corpora.commonvoice import (
     read_commonvoice,
     release_of,
 )
+from espnet_moe.data.corpora.indicvoices import read_indicvoices
 from espnet_moe.data.corpora.kathbath import read_kathbath
 from espnet_moe.data.corpora.layout import USUAL_SPLITS, CorpusError
 from espnet_moe.data.corpora.mls import read_mls
@@ -22,7 +23,7 @@ from espnet_moe.data.extras import Extras
 from espnet_moe.data.files import listed, write_text
 from espnet_moe.data.utterance import Utterance
 
-CORPORA = ("commonvoice", "mls", "kathbath")
+CORPORA = ("commonvoice", "mls", "kathbath", "indicvoices")
 
 logger = logging.getLogger(__name__)
 
@@ -114,4 +115,5 @@ def read_corpus(options: PrepareOptions) -> list[Utterance]:
         return read_commonvoice(*where, options.train_from)
     if options.corpus == "mls":
         return read_mls(*where, options.handles)
-    return read_kathbath(*where)
+    readers = {"kathbath": read_kathbath, "indicvoices": read_indicvoices}
+    return readers[options.corpus](*where)
