@@ -1,4 +1,4 @@
-"""Kathbath of the hub and IndicVoices: each layout, and each way to be wrong."""
+"""Kathbath of the hub, IndicVoices and Shrutilipi: each layout, and each way to be wrong."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from espnet_moe.data.corpora.indicvoices import read_indicvoices
 from espnet_moe.data.corpora.kathbath import read_kathbath
 from espnet_moe.data.corpora.layout import CorpusError
 from espnet_moe.data.corpora.prepare import PrepareOptions, prepare_corpus
+from espnet_moe.data.corpora.shrutilipi import read_shrutilipi
 from espnet_moe.data.sources import parse_source
 from espnet_moe.data.utterance import Utterance
 
@@ -286,3 +287,117 @@ def test_indicvoices_that_is_otherwise(tmp_path: Path) -> None:
     os.rename(folder / "valid", folder / "unpacking")
     with pytest.raises(CorpusError, match="valid does not exist; expected is"):
         read_indicvoices(folder, "hi")
+
+
+# Shrutilipi
+
+
+def write_shrutilipi(
+    root: Path,
+    bulletins: int = 60,
+    tables: str = "shrutilipi_fairseq/punjabi",
+    audio: str = "data/punjabi",
+    published: str = "/nlsasfs/home/newsonair_v5/punjabi",
+) -> Path:
+    lines, texts = [published], []
+    for n in range(bulletins):
+        for sentence in (1, 2):
+            clip = f"Chandigarh-Punjabi-1830-2019{n:04d}/sent_{sentence}.wav"
+            path = root / audio / clip
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"audio")
+            lines.append(f"{clip}\t{16000 * sentence + 800}")
+            texts.append(f"ਇਹ ਘਰ {n} {sentence}")
+    folder = root / tables
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.tsv").write_text("\n".join(lines) + "\n", "utf-8")
+    (folder / "train.wrd").write_text("\n".join(texts) + "\n", "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("tables", "audio"),
+    [
+        ("shrutilipi_fairseq/punjabi", "data/punjabi"),
+        ("shrutilipi_fairseq/punjabi", "newsonair_v5/punjabi"),
+        ("shrutilipi_fairseq/punjabi", "punjabi"),
+        ("punjabi", "punjabi"),
+        ("data/punjabi", "data/punjabi"),
+    ],
+)
+def test_shrutilipi_layouts(tables: str, audio: str, tmp_path: Path) -> None:
+    write_shrutilipi(tmp_path, tables=tables, audio=audio)
+    for root in {tmp_path, tmp_path / tables}:
+        utterances = read_shrutilipi(root, "pa")
+        assert len(utterances) == 120 and all(Path(u.audio).is_file() for u in utterances)
+        parts = [speakers(utterances, split) for split in ("train", "dev", "test")]
+        assert [len(part) for part in parts] == [54, 3, 3] and len(set.union(*parts)) == 60
+        utt = next(u for u in utterances if u.audio.endswith("20190007/sent_2.wav"))
+        assert utt.utt_id == "sl_pa_Chandigarh_Punjabi_1830_20190007-sent_2"
+        assert (utt.text, utt.duration) == ("ਇਹ ਘਰ 7 2", 2.05)
+
+
+def test_shrutilipi_folder_of_the_publisher_is_used_where_its_audio_is(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    published = str(tmp_path / "shared/newsonair_v5/punjabi")
+    write_shrutilipi(here, audio="../shared/newsonair_v5/punjabi", published=published)
+    utterances = read_shrutilipi(here, "pa")
+    assert all(utt.audio.startswith(f"{published}/") for utt in utterances)
+    # It exists here by chance, and has nothing in it.
+    other = tmp_path / "other"
+    (tmp_path / "empty").mkdir()
+    write_shrutilipi(other, published=str(tmp_path / "empty"))
+    assert all(u.audio.startswith(f"{other}/data/") for u in read_shrutilipi(other, "pa"))
+
+
+def test_shrutilipi_lines_stay_aligned_where_some_are_empty(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_shrutilipi(tmp_path)
+    texts = (folder / "train.wrd").read_text("utf-8").split("\n")
+    texts[0], texts[5], texts[119] = "", "।", " "
+    (folder / "train.wrd").write_text("\n".join(texts), "utf-8")
+    table = (folder / "train.tsv").read_text("utf-8").split("\n")
+    table[8] = f"{table[8].partition(chr(9))[0]}\t{30 * 16000 + 1}"  # and one is too long
+    (folder / "train.tsv").write_text("\n".join(table), "utf-8")
+    with caplog.at_level("INFO"):
+        utterances = read_shrutilipi(tmp_path, "pa")
+    assert len(utterances) == 116
+    assert "116 utterances; left out: 1 longer than 30 s, 3 without text" in caplog.text
+    for utt in utterances:
+        bulletin, sentence = Path(utt.audio).parts[-2:]
+        assert utt.text.split()[2:] == [str(int(bulletin[-4:])), sentence[5]]
+
+
+def test_shrutilipi_that_is_otherwise(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"no punjabi/train.tsv in .*there: nothing.; expected"):
+        read_shrutilipi(tmp_path, "pa")
+    folder = write_shrutilipi(tmp_path)
+    with pytest.raises(CorpusError, match=r"no telugu/train.tsv in .*there: data, shruti"):
+        read_shrutilipi(tmp_path, "te")
+    table, texts = folder / "train.tsv", folder / "train.wrd"
+    good, words = table.read_text("utf-8"), texts.read_text("utf-8")
+    texts.write_text(words + "ਇੱਕ ਹੋਰ\n", "utf-8")
+    with pytest.raises(
+        CorpusError, match="names 120 files, but train.wrd beside it has 121 transc"
+    ):
+        read_shrutilipi(tmp_path, "pa")
+    texts.unlink()
+    with pytest.raises(CorpusError, match="train.wrd does not exist; expected is"):
+        read_shrutilipi(tmp_path, "pa")
+    texts.write_text(words, "utf-8")
+    table.write_text(good + "a/b.wav\tmany\nsent_1.wav\t3\n", "utf-8")
+    with pytest.raises(CorpusError, match="2 lines are not(.|\n)*tsv:122: 'a/b.wav(.|\n)*no bull"):
+        read_shrutilipi(tmp_path, "pa")
+    table.write_text("/nowhere\n", "utf-8")
+    with pytest.raises(CorpusError, match="train.tsv names no file|names 0 files"):
+        read_shrutilipi(tmp_path, "pa")
+    table.write_text(good, "utf-8")
+    (tmp_path / "data").rename(tmp_path / "not_unpacked")
+    with pytest.raises(
+        CorpusError, match="/nlsasfs/.* is not there; was the audio unpacked.; expect"
+    ):
+        read_shrutilipi(tmp_path, "pa")
+    write_shrutilipi(tmp_path, tables="data/punjabi")
+    with pytest.raises(CorpusError, match="holds train.tsv of punjabi more than once"):
+        read_shrutilipi(tmp_path, "pa")

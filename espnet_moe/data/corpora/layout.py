@@ -69,8 +69,8 @@ def check_splits(splits: Iterable[str], legal: Sequence[str], corpus: str) -> li
     return [split for split in legal if split in wanted]
 
 
-def read_lines(path: Path, layout: str) -> Iterator[tuple[int, str]]:
-    """Yield the number (from 1) and the text of each line that is not blank.
+def read_all_lines(path: Path, layout: str) -> Iterator[tuple[int, str]]:
+    """Yield the number (from 1) and the text of each line; the last one may end with the file.
 
     Raises:
         CorpusError: When the file is missing or not UTF-8.
@@ -81,10 +81,14 @@ def read_lines(path: Path, layout: str) -> Iterator[tuple[int, str]]:
         raise other_layout(f"{path} does not exist", layout) from None
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8: {error}; unpack the corpus again") from None
-    for number, line in enumerate(content.split("\n"), start=1):
-        line = line.removesuffix("\r")
-        if line.strip():
-            yield number, line
+    if content:
+        for number, line in enumerate(content.removesuffix("\n").split("\n"), start=1):
+            yield number, line.removesuffix("\r")
+
+
+def read_lines(path: Path, layout: str) -> Iterator[tuple[int, str]]:
+    """Yield the number (from 1) and the text of each line that is not blank; see above."""
+    return ((number, line) for number, line in read_all_lines(path, layout) if line.strip())
 
 
 def read_pairs(path: Path, layout: str) -> Iterator[tuple[int, str, str]]:

@@ -18,12 +18,13 @@ from espnet_moe.data.corpora.indicvoices import read_indicvoices
 from espnet_moe.data.corpora.kathbath import read_kathbath
 from espnet_moe.data.corpora.layout import USUAL_SPLITS, CorpusError
 from espnet_moe.data.corpora.mls import read_mls
+from espnet_moe.data.corpora.shrutilipi import read_shrutilipi
 from espnet_moe.data.datadir import write_datadir
 from espnet_moe.data.extras import Extras
 from espnet_moe.data.files import listed, write_text
 from espnet_moe.data.utterance import Utterance
 
-CORPORA = ("commonvoice", "mls", "kathbath", "indicvoices")
+CORPORA = ("commonvoice", "mls", "kathbath", "indicvoices", "shrutilipi")
 
 logger = logging.getLogger(__name__)
 
@@ -115,5 +116,9 @@ def read_corpus(options: PrepareOptions) -> list[Utterance]:
         return read_commonvoice(*where, options.train_from)
     if options.corpus == "mls":
         return read_mls(*where, options.handles)
-    readers = {"kathbath": read_kathbath, "indicvoices": read_indicvoices}
+    readers = {
+        "kathbath": read_kathbath,
+        "indicvoices": read_indicvoices,
+        "shrutilipi": read_shrutilipi,
+    }
     return readers[options.corpus](*where)
