@@ -34,6 +34,11 @@ def get_parser() -> argparse.ArgumentParser:
         help="commonvoice: validated: without the speakers and sentences of dev and test",
     )
     parser.add_argument(
+        "--release",
+        default=None,
+        help="commonvoice: which one, where there are several: 26.0 or 26.0-2026-06-12",
+    )
+    parser.add_argument(
         "--allow_bad_test_audio",
         type=cli.boolean,
         default=False,

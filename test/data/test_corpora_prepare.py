@@ -120,8 +120,10 @@ def test_a_clip_in_two_splits_is_an_error(tmp_path: Path, common_voice: Make) ->
 def test_options_of_other_corpora_are_refused() -> None:
     with pytest.raises(CorpusError, match="no corpus 'cv'; legal are commonvoice, mls, kathbath"):
         PrepareOptions("cv", "/x", "hi")
-    with pytest.raises(CorpusError, match="handles.*mls only.*; train_from.*commonvoice only"):
-        PrepareOptions("kathbath", "/x", "hi", handles="9hr", train_from="validated")
+    with pytest.raises(CorpusError, match="handles.*mls only.*; train_from.*; releases.*only, not"):
+        PrepareOptions(
+            "kathbath", "/x", "hi", handles="9hr", train_from="validated", release="26.0"
+        )
 
 
 def test_from_each_corpus_to_data_with_real_audio(

@@ -40,6 +40,8 @@ class PrepareOptions:
         splits: Splits to read; each reader says which there are.
         handles: MLS only: limited supervision, ``9hr`` or ``1hr/0`` … ``1hr/5``.
         train_from: Common Voice only: ``train``, or ``validated`` without what dev and test hold.
+        release: Common Voice only: which one, where the root holds several: ``26.0`` or
+            ``26.0-2026-06-12``.
         allow_bad_test_audio: Leave bad files out of test sets too, instead of an error.
         probe_audio: Decode every file (slow; formatting does so later anyway).
     """
@@ -50,6 +52,7 @@ class PrepareOptions:
     splits: Sequence[str] = USUAL_SPLITS
     handles: str | None = None
     train_from: TrainFrom = "train"
+    release: str | None = None
     allow_bad_test_audio: bool = False
     probe_audio: bool = False
 
@@ -61,6 +64,8 @@ class PrepareOptions:
             problems.append(f"handles are there for mls only, not for {self.corpus}")
         if self.train_from != "train" and self.corpus != "commonvoice":
             problems.append(f"train_from {self.train_from} is there for commonvoice only")
+        if self.release is not None and self.corpus != "commonvoice":
+            problems.append(f"releases are there for commonvoice only, not for {self.corpus}")
         if problems:
             raise CorpusError("; ".join(problems))
 
@@ -104,7 +109,8 @@ def prepare_corpus(options: PrepareOptions, out: str | Path) -> CorpusChecks:
         logger.info("%s: %d utterances, %d skipped", path, count, len(skipped))
     facts = {"corpus": options.corpus, "language": options.language, "root": str(options.root)}
     if options.corpus == "commonvoice":
-        facts["release"] = release_of(find_locale(options.root, options.language)) or "unknown"
+        folder = find_locale(options.root, options.language, options.release)
+        facts["release"] = release_of(folder) or "unknown"
     write_text(Path(f"{out}_checks.json"), checks.to_json(**facts))
     return checks
 
@@ -113,7 +119,7 @@ def read_corpus(options: PrepareOptions) -> list[Utterance]:
     """Read a corpus with the reader that ``options.corpus`` names."""
     where = options.root, options.language, options.splits
     if options.corpus == "commonvoice":
-        return read_commonvoice(*where, options.train_from)
+        return read_commonvoice(*where, options.train_from, options.release)
     if options.corpus == "mls":
         return read_mls(*where, options.handles)
     readers = {
