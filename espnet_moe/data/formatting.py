@@ -156,6 +156,7 @@ def format_datadir(
         raw_text={utt.utt_id: utt.text for utt in data.utterances if utt.utt_id in samples},
         skipped=skipped,
         extras=format_extras(data, texts, {key: outcomes[key] for key in samples}),
+        corpora=data.corpora,
     )
     write_journal(target / "data", {job.utt_id: job.key for job in jobs}, outcomes)
     hours = sum(samples.values()) / SAMPLE_RATE / 3600

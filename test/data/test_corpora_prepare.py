@@ -117,8 +117,36 @@ def test_a_clip_in_two_splits_is_an_error(tmp_path: Path, common_voice: Make) ->
         prepare_corpus(PrepareOptions("commonvoice", str(tmp_path), "hi"), tmp_path / "data/cv")
 
 
+def test_a_set_names_its_corpus_and_release(
+    tmp_path: Path, common_voice: Make, kathbath: Make
+) -> None:
+    """And so does what is made of it."""
+    for release in ("25.0-2026-03-09", "26.0-2026-06-12"):
+        common_voice(tmp_path / f"cv/cv-corpus-{release}/hi")
+    kathbath(tmp_path / "kb_data_clean_m4a")
+    common_voice(tmp_path / "renamed/hi")
+    argv = ["--language", "hi", "--splits", "train"]
+    for corpus, root, *more in (
+        ("commonvoice", "cv", "--release", "25.0"),
+        ("kathbath", "."),
+        ("commonvoice", "renamed"),
+    ):
+        out = ["--out", str(tmp_path / "data" / f"{corpus}_{root}"), *more]
+        prepare_data.main(["--corpus", corpus, "--root", str(tmp_path / root), *out, *argv])
+    names = {path.parent.name: path.read_text() for path in tmp_path.glob("data/*/corpus")}
+    assert names == {
+        "commonvoice_cv_train": "Common Voice 25.0-2026-03-09\n",
+        "kathbath_._train": "Kathbath\n",
+        "commonvoice_renamed_train": "Common Voice\n",
+    }
+    checks = json.loads((tmp_path / "data/commonvoice_cv_checks.json").read_text())
+    assert checks["release"] == "25.0-2026-03-09"
+
+
 def test_options_of_other_corpora_are_refused() -> None:
-    with pytest.raises(CorpusError, match="no corpus 'cv'; legal are commonvoice, mls, kathbath"):
+    with pytest.raises(
+        CorpusError, match="no corpus 'cv'; legal are commonvoice, mls, kathbath, indicv"
+    ):
         PrepareOptions("cv", "/x", "hi")
     with pytest.raises(CorpusError, match="handles.*mls only.*; train_from.*; releases.*only, not"):
         PrepareOptions(

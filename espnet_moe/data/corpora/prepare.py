@@ -24,7 +24,15 @@ from espnet_moe.data.extras import Extras
 from espnet_moe.data.files import listed, write_text
 from espnet_moe.data.utterance import Utterance
 
-CORPORA = ("commonvoice", "mls", "kathbath", "indicvoices", "shrutilipi")
+# What each is called where results tell what they were measured on.
+NAMES = {
+    "commonvoice": "Common Voice",
+    "mls": "MLS",
+    "kathbath": "Kathbath",
+    "indicvoices": "IndicVoices",
+    "shrutilipi": "Shrutilipi",
+}
+CORPORA = tuple(NAMES)
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +82,8 @@ def prepare_corpus(options: PrepareOptions, out: str | Path) -> CorpusChecks:
     """Read and check a corpus, then write ``<out>_<split>`` and ``<out>_checks.json``.
 
     Where word times lie beside the corpus (``corpora.alignments``), the sets get a ``words.ctm``.
+    Their ``corpus`` names the corpus, and the release of Common Voice where a folder's name tells
+    it, such as ``Common Voice 26.0-2026-06-12``.
 
     Args:
         options: What to read.
@@ -95,6 +105,10 @@ def prepare_corpus(options: PrepareOptions, out: str | Path) -> CorpusChecks:
     checks = check_corpus(utterances, options.probe_audio)
     checks.log()
     extras = Extras(timings=read_alignments(options.root, utterances))
+    release = None
+    if options.corpus == "commonvoice":
+        release = release_of(find_locale(options.root, options.language, options.release))
+    name = NAMES[options.corpus] + (f" {release}" if release else "")
     kept = drop_bad_audio(utterances, checks, options.allow_bad_test_audio)
     for split in dict.fromkeys(utt.split for utt in utterances):
         skipped = {
@@ -104,13 +118,12 @@ def prepare_corpus(options: PrepareOptions, out: str | Path) -> CorpusChecks:
         }
         path = Path(f"{out}_{split}")
         members = (utt for utt in kept if utt.split == split)
-        write_datadir(path, members, skipped=skipped, extras=extras)
+        write_datadir(path, members, skipped=skipped, extras=extras, corpora=[name])
         count = checks.utterances[split] - len(skipped)
         logger.info("%s: %d utterances, %d skipped", path, count, len(skipped))
     facts = {"corpus": options.corpus, "language": options.language, "root": str(options.root)}
     if options.corpus == "commonvoice":
-        folder = find_locale(options.root, options.language, options.release)
-        facts["release"] = release_of(folder) or "unknown"
+        facts["release"] = release or "unknown"
     write_text(Path(f"{out}_checks.json"), checks.to_json(**facts))
     return checks
 
