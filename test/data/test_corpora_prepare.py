@@ -110,6 +110,16 @@ def test_a_corpus_without_its_audio_is_an_error(tmp_path: Path, common_voice: Ma
         )
 
 
+def test_speakers_that_splits_share_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kathbath: Make
+) -> None:
+    kathbath(tmp_path / "kb_data_clean_m4a")
+    with caplog.at_level("WARNING"):  # a count of none is no warning
+        checks = prepare_corpus(PrepareOptions("kathbath", str(tmp_path), "hi"), tmp_path / "kb")
+    assert checks.speaker_overlap == {"train/dev": 1, "train/test": 1, "dev/test": 1}
+    assert "check: 1 speakers in both of train/test" in caplog.text
+
+
 def test_a_clip_in_two_splits_is_an_error(tmp_path: Path, common_voice: Make) -> None:
     folder = common_voice(tmp_path / "hi")
     (folder / "test.tsv").write_text((folder / "train.tsv").read_text())

@@ -120,12 +120,12 @@ def test_a_part_of_a_damaged_recording(tmp_path: Path, write_audio: Write) -> No
 def test_a_part_costs_as_much_as_it_is_long(
     suffix: str, tmp_path: Path, write_audio: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_audio(tmp_path / f"hour.{suffix}", np.tile(noise(60, 16000), (20, 1)), 16000)
+    path = write_audio(tmp_path / f"long.{suffix}", np.tile(noise(60, 16000), (20, 1)), 16000)
     monkeypatch.setattr(audio, "_decode", lambda path: pytest.fail("decoded as a whole"))
     began = time.perf_counter()
     for start in range(0, 1199, 12):
         assert len(load_audio(f"{path}#t={start},{start + 1}")) == 16000
-    assert time.perf_counter() - began < 2  # 100 parts; all of it takes a second and more
+    assert time.perf_counter() - began < 5  # a hundred times all of it would be half a minute
 
 
 def test_a_compressed_recording_is_decoded_once_for_its_parts(
