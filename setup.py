@@ -26,6 +26,7 @@ REQUIRES = [
     "soundfile",
     "soxr",
     "av",  # m4a
+    "pyarrow",  # corpora as the hub has them: parquet files with audio in their rows
     "indic-nlp-library",
     "langcodes",  # ISO-639-1 and -3
     "jiwer",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet_moe import __version__
+from espnet_moe.data.sources import file_of
 from espnet_moe.errors import UserError
 
 MAX_HASHED_BYTES = 1 << 26  # larger files are told apart by size and time
@@ -134,13 +135,17 @@ def _of_file(path: str | Path, stat: os.stat_result) -> str:
 def _of_audio(wav_scp: Path) -> dict[str, str]:
     """One digest for all: a corpus has too many files to list."""
     digest = hashlib.sha256()
+    states: dict[str, str] = {}  # thousands of utterances may be parts of one file
     for line in wav_scp.read_text("utf-8").splitlines():
-        path = line.partition(" ")[2].strip()
-        try:
-            stat = os.stat(path)
-            digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        except OSError:
-            digest.update(f"{path} missing\n".encode())
+        audio = line.partition(" ")[2].strip()
+        path = file_of(audio)
+        if path not in states:
+            try:
+                stat = os.stat(path)
+                states[path] = f"{stat.st_size} {stat.st_mtime_ns}"
+            except OSError:
+                states[path] = "missing"
+        digest.update(f"{audio} {states[path]}\n".encode())
     return {"": digest.hexdigest()}
 
 

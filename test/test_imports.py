@@ -14,14 +14,14 @@ PACKAGE = Path(__file__).resolve().parents[1] / "espnet_moe"
 # which measures word error rates in training with its search.
 ROWS = [
     {"errors", "__init__"},
-    {"files", "config", "stamps"},
+    {"files", "config"},
     {"data", "experts", "checkpoints", "provenance", "tracking"},
-    {"scoring", "routing", "interruption", "memory"},
+    {"scoring", "routing", "interruption", "memory", "stamps"},
     {"grid"},
     {"backbones", "report", "clustering"},
     {"decoding", "analysis"},
-    {"model", "training_data"},
-    {"phases", "preprocessing", "schedulers", "training_setup", "model_building", "router_report"},
+    {"model", "training_data", "phases"},
+    {"preprocessing", "schedulers", "training_setup", "model_building", "router_report"},
     {"trainer"},
     {"task"},
     {"exporting", "packing"},

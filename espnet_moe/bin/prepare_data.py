@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Sequence
 
 from espnet_moe.bin import cli
+from espnet_moe.data.corpora.layout import USUAL_SPLITS
 from espnet_moe.data.corpora.prepare import CORPORA, PrepareOptions, prepare_corpus
 
 
@@ -18,7 +19,10 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--language", required=True, help="ISO 639-1 code: en, hi, it, pa, te")
     parser.add_argument("--out", required=True, help="beginning of the names to write")
     parser.add_argument(
-        "--splits", nargs="+", default=None, help="train, dev, test, test_known (kathbath)"
+        "--splits",
+        nargs="+",
+        default=USUAL_SPLITS,
+        help="train, dev, test; kathbath: test_known, test_noisy, test_known_noisy too",
     )
     parser.add_argument(
         "--handles", default=None, help="mls: limited supervision, 9hr or 1hr/0 ... 1hr/5"
@@ -30,7 +34,9 @@ def get_parser() -> argparse.ArgumentParser:
         help="commonvoice: validated: without the speakers and sentences of dev and test",
     )
     parser.add_argument(
-        "--condition", default="clean", choices=("clean", "noisy"), help="kathbath: recordings"
+        "--release",
+        default=None,
+        help="commonvoice: which one, where there are several: 26.0 or 26.0-2026-06-12",
     )
     parser.add_argument(
         "--allow_bad_test_audio",

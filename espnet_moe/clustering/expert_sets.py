@@ -24,7 +24,13 @@ from espnet_moe.clustering.assignment import (
     SplitOptions,
     speakers_for_experts,
 )
-from espnet_moe.data.datadir import DataDir, DataDirError, load_datadir, write_datadir
+from espnet_moe.data.datadir import (
+    DataDir,
+    DataDirError,
+    corpora_of,
+    load_datadir,
+    write_datadir,
+)
 from espnet_moe.data.extras import join_extras
 from espnet_moe.data.files import listed, write_table
 from espnet_moe.data.memberships import format_memberships
@@ -100,6 +106,7 @@ def join_sets(paths: Sequence[str | Path]) -> DataDir:
         num_samples={key: value for part in parts for key, value in part.num_samples.items()},
         raw_text={key: value for part in parts for key, value in part.raw_text.items()},
         skipped={k: v for part in parts for k, v in part.skipped.items() if k not in counts},
+        corpora=corpora_of(parts),
         **vars(extras),
     )
 
@@ -206,6 +213,7 @@ def write_sets(out: str | Path, plan: SetPlan, table: Table) -> None:
                 experts=named,
                 weights=weights if any(weight != 1 for weight in weights.values()) else {},
             ),
+            corpora=source.corpora,
         )
         collect_shapes(out / "data" / name, out / "stats" / name)
     write_table(out / "utt2experts", {key: format_memberships(row) for key, row in table.items()})

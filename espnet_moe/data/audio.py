@@ -1,15 +1,19 @@
 """Audio files of any common format, rate and channel count as 16 kHz mono samples."""
 
 import struct
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from functools import lru_cache
+from pathlib import Path, PurePath
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 import soxr
 
+from espnet_moe.data.parquet import ParquetError, read_row
+from espnet_moe.data.sources import AudioSource, parse_source
 from espnet_moe.data.utterance import SAMPLE_RATE, Seconds
 from espnet_moe.errors import UserError
 
@@ -26,13 +30,19 @@ Samples = npt.NDArray[np.float32]
 
 # What libsndfile does not read. Everything else is tried with it first, then with FFmpeg (PyAV).
 _FFMPEG_ONLY = frozenset({".m4a", ".mp4", ".aac", ".webm", ".m4b", ".3gp"})
+# Formats in which any sample can be gone to at once, and exactly.
+_SEEKABLE = frozenset({"WAV", "WAVEX", "FLAC"})
 # Containers that state a stream's duration; for others FFmpeg guesses it from the bit rate.
 _STATES_DURATION = ("mp4", "matroska")
 # A file shorter than it declares by more than both of these was cut.
 _TOLERANCE = 0.05
 _TOLERANCE_SECONDS: Seconds = 0.1
 
+# A part may end this much after its recording does: times are rounded, and codecs pad.
+_PART_TOLERANCE: Seconds = 0.1
+
 _BLOCK = 1 << 20  # frames
+_UNKNOWN = 1 << 40  # frames; a header with more does not know
 _OGG_PAGE_HEADER = 27  # bytes before the segment table
 _OGG_MAX_PAGE = _OGG_PAGE_HEADER + 255 + 255 * 255  # bytes
 _MP3_HEAD = 1 << 14  # bytes that hold the header frame, after a tag of usual length
@@ -46,47 +56,77 @@ class AudioError(UserError):
     """An audio file that is missing, empty, damaged, or no audio."""
 
 
-def load_audio(path: str | Path) -> Samples:
-    """Decode an audio file.
+def load_audio(audio: str | Path) -> Samples:
+    """Decode an audio file, a part of one, or one in a row of a parquet file.
 
     wav, flac, mp3, ogg and opus are read with libsndfile, m4a, mp4 and aac (and whatever
     libsndfile cannot open) with FFmpeg. Channels are averaged; other rates are resampled with
-    soxr (HQ).
+    soxr (HQ). A part of a wav or flac file costs as much as it is long; other recordings are
+    decoded as a whole, and the last one is kept for its next part.
 
     Args:
-        path: The file.
+        audio: As ``espnet_moe.data.sources`` says.
 
     Returns:
         Samples, float32, (samples,), at 16 kHz, nominally in [-1, 1].
 
     Raises:
         AudioError: When the file is missing, has no bytes, cannot be decoded to its end, ends
-            before its declared duration, or decodes to no samples or to NaN or infinity.
+            before its declared duration or more than 0.1 s before its part does, or decodes to no
+            samples or to NaN or infinity.
     """
-    path = Path(path)
+    source = parse_source(str(audio))
+    if source.row is not None:
+        return _load_row(source)
+    path = Path(source.path)
     if not path.is_file():
         raise AudioError(f"{path} does not exist; unpack the corpus again or correct the path")
     if path.stat().st_size == 0:
         raise AudioError(f"{path} is empty (0 bytes); fetch or unpack it again")
-    frames, rate = _decode(path)
+    return _samples(source, *(_decode(path) if source.whole else _decode_part(source)))
+
+
+def _samples(source: AudioSource, frames: Samples, rate: int) -> Samples:
+    """Check frames, (frames, channels), and bring them into the form we want."""
     samples = frames.mean(axis=1, dtype=np.float32) if frames.shape[1] > 1 else frames[:, 0]
     if samples.size == 0:
-        raise AudioError(f"{path} decodes to no samples; fetch or unpack it again")
+        raise AudioError(f"{source} decodes to no samples; fetch or unpack it again")
     if rate != SAMPLE_RATE:
         samples = soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ")
         if samples.size == 0:
-            raise AudioError(f"{path} is too short to resample ({len(frames)} samples)")
+            raise AudioError(f"{source} is too short to resample ({len(frames)} samples)")
     # After resampling, which spreads them: there are fewer samples to look at.
     if not np.isfinite(samples).all():
-        raise AudioError(f"{path} holds NaN or infinite samples; make it again from its source")
+        raise AudioError(f"{source} holds NaN or infinite samples; make it again from its source")
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
-def is_stored_as(path: str | Path, audio_format: str) -> bool:
-    """Whether a file is ``flac`` or ``wav``, 16 bit, 16 kHz and mono: what formatting writes."""
-    if Path(path).suffix.lower() != f".{audio_format}":
+def _load_row(source: AudioSource) -> Samples:
+    """Decode the audio file in a row of a parquet file."""
+    assert source.row is not None
+    try:
+        content, name = read_row(source.path, source.row)
+    except ParquetError as error:
+        raise AudioError(str(error)) from None
+    # Through a file: containers are looked through from both ends, by two libraries.
+    with tempfile.NamedTemporaryFile(suffix=PurePath(name).suffix) as file:
+        file.write(content)
+        file.flush()
+        try:
+            return load_audio(file.name)
+        except AudioError as error:
+            raise AudioError(str(error).replace(file.name, str(source))) from None
+
+
+def is_stored_as(audio: str | Path, audio_format: str) -> bool:
+    """Whether audio is a file as formatting writes it: ``flac`` or ``wav``, 16 bit, 16 kHz, mono.
+
+    A part of a file never is.
+    """
+    source = parse_source(str(audio))
+    if not source.whole or Path(source.path).suffix.lower() != f".{audio_format}":
         return False
-    stored = soundfile.info(str(path))
+    stored = soundfile.info(source.path)
     return (
         stored.format == audio_format.upper()
         and stored.subtype == "PCM_16"
@@ -148,20 +188,76 @@ def _decode(path: Path) -> tuple[Samples, int]:
             while len(block := stream.read(_BLOCK, dtype="float32", always_2d=True)):
                 blocks.append(block)
         except soundfile.LibsndfileError as error:
-            raise AudioError(
-                f"{path} is truncated or damaged: {error.error_string.rstrip('.')}; fetch or "
-                "unpack it again"
-            ) from None
+            raise _truncated(path, error.error_string) from None
         # A copy of what is in one block would cost as much as a third of its decoding.
         if len(blocks) == 1:
             frames = blocks[0]
         else:
             frames = np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32)
-        if stream.frames < 1 << 40:  # more means "unknown"
+        if stream.frames < _UNKNOWN:
             _check_duration(
                 path, len(frames) / stream.samplerate, stream.frames / stream.samplerate
             )
         return frames, stream.samplerate
+
+
+def _decode_part(source: AudioSource) -> tuple[Samples, int]:
+    """Return the frames of a part as (frames, channels), and the rate in Hz."""
+    path = Path(source.path)
+    if (found := _seek_part(source)) is not None:
+        return found
+    status = path.stat()
+    frames, rate = _decode_kept(path, status.st_size, status.st_mtime_ns)
+    first, last = _bounds(source, len(frames), rate)
+    return frames[first:last].copy(), rate  # what is kept is not for the caller to change
+
+
+@lru_cache(maxsize=1)
+def _decode_kept(path: Path, size: int, time: int) -> tuple[Samples, int]:
+    """``_decode``, without decoding the last recording again while it has this size and time."""
+    return _decode(path)
+
+
+def _seek_part(source: AudioSource) -> tuple[Samples, int] | None:
+    """Read a part by going to it; ``None`` where the format or the header does not allow it."""
+    path = Path(source.path)
+    try:
+        stream = soundfile.SoundFile(path)
+    except soundfile.LibsndfileError:
+        return None
+    with stream:
+        if stream.format not in _SEEKABLE or not 0 < stream.frames < _UNKNOWN:
+            return None
+        _check_whole(path, stream.format)
+        first, last = _bounds(source, stream.frames, stream.samplerate)
+        try:
+            stream.seek(first)
+            frames = stream.read(last - first, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise _truncated(path, error.error_string) from None
+        if len(frames) < last - first:
+            raise _truncated(path, f"{last - first - len(frames)} samples of {source} are missing")
+        return frames, stream.samplerate
+
+
+def _bounds(source: AudioSource, count: int, rate: int) -> tuple[int, int]:
+    """Return a part's first frame and the one after its last, in a recording of ``count``."""
+    assert source.start is not None and source.end is not None
+    if source.end <= source.start:
+        raise AudioError(f"{source} ends before it starts; correct the times")
+    length = count / rate
+    if source.start >= length or source.end > length + _PART_TOLERANCE:
+        raise AudioError(
+            f"{source} reaches past the end of the recording, which has {length:.2f} s; fetch or "
+            "unpack it again, or correct the times"
+        )
+    return round(source.start * rate), min(count, round(source.end * rate))
+
+
+def _truncated(path: Path, reason: str) -> AudioError:
+    return AudioError(
+        f"{path} is truncated or damaged: {reason.rstrip('.')}; fetch or unpack it again"
+    )
 
 
 def _decode_ffmpeg(path: Path) -> tuple[Samples, int]:

@@ -30,7 +30,13 @@ from espnet_moe.data.codeswitch import (
     check_pool,
     plan_codeswitch,
 )
-from espnet_moe.data.datadir import DataDir, load_datadir, validate_datadir, write_datadir
+from espnet_moe.data.datadir import (
+    DataDir,
+    corpora_of,
+    load_datadir,
+    validate_datadir,
+    write_datadir,
+)
 from espnet_moe.data.extras import Extras, Segment, Word
 from espnet_moe.data.files import DataDirError, listed, write_bytes, write_text
 from espnet_moe.data.normalize import check_languages
@@ -148,6 +154,7 @@ def _load(sources: Sequence[str | Path]) -> DataDir:
         tuple(replace(utt, duration=samples[utt.utt_id] / SAMPLE_RATE) for utt in utterances),
         samples,
         {key: text for part in sets for key, text in part.raw_text.items()},
+        corpora=corpora_of(sets),
         timings={key: words for part in sets for key, words in part.timings.items()},
     )
 
@@ -272,6 +279,7 @@ def _write_whole(target: Path, made: Sequence[Made], data: DataDir) -> None:
         num_samples={each.plan.utt_id: each.samples for each in made},
         raw_text=raw,
         extras=Extras(timings=timings, segments={each.plan.utt_id: each.segments for each in made}),
+        corpora=data.corpora,
     )
     write_text(target / "pieces.tsv", "".join(rows))
 
@@ -295,6 +303,7 @@ def _write_parts(target: Path, made: Sequence[Made], data: DataDir) -> None:
         num_samples=samples,
         raw_text=raw,
         extras=Extras(timings=timings),
+        corpora=data.corpora,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from espnet_moe.data.datadir import (
     DataDir,
     DataDirError,
+    corpora_of,
     load_datadir,
     validate_datadir,
     write_datadir,
@@ -68,6 +69,7 @@ def combine_datadirs(
         skipped={
             key: value for part in parts for key, value in part.skipped.items() if key not in counts
         },
+        corpora=corpora_of(parts),
         **vars(extras),
     )
     write_datadir(
@@ -77,6 +79,7 @@ def combine_datadirs(
         raw_text=combined.raw_text,
         skipped=combined.skipped,
         extras=combined,
+        corpora=combined.corpora,
     )
     validate_datadir(target)
     return combined
@@ -124,11 +127,12 @@ def _part_of(part: DataDir, chosen: dict[str, int]) -> DataDir:
     tables = {
         field.name: getattr(part, field.name)
         for field in fields(DataDir)
-        if field.name not in ("utterances", "skipped")
+        if field.name not in ("utterances", "skipped", "corpora")
     }
     return DataDir(
         utterances=tuple(replace(of[old], utt_id=new) for new, old in names.items()),
         skipped=part.skipped,
+        corpora=part.corpora,
         **{
             name: {new: table[old] for new, old in names.items() if old in table}
             for name, table in tables.items()

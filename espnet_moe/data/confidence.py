@@ -163,6 +163,7 @@ def _drop(
         raw_text={key: value for key, value in data.raw_text.items() if key in ids},
         skipped={**data.skipped, **reasons},
         extras=data,
+        corpora=data.corpora,
     )
     seconds = sum(data.num_samples.get(key, 0) for key in dropped) / SAMPLE_RATE
     logger.info(
@@ -191,6 +192,7 @@ def _weigh(data: DataDir, cer: Mapping[str, float], target: Path, floor: float) 
         raw_text=data.raw_text,
         skipped=data.skipped,
         extras=replace(data, weights=weights),
+        corpora=data.corpora,
     )
     logger.info(
         "%s: %d utterances weigh %.3f on average, %d of them less than 0.5",

@@ -1,13 +1,14 @@
 """Kaldi data directories: what every stage after the corpus reader reads and writes.
 
     <name>/
-      wav.scp        utt_id path
+      wav.scp        utt_id path             (or a part of a file, see ``espnet_moe.data.sources``)
       text           utt_id transcript
       utt2spk        utt_id speaker          spk2utt   speaker utt_id utt_id …
       utt2lang       utt_id language         utt2gender  utt_id m|f   (where known)
       utt2dur        utt_id seconds          (when known for every utterance)
       utt2num_samples, text.raw              (after formatting)
       skipped.tsv    utt_id<TAB>reason       (utterances lost on the way, if any)
+      corpus         what it is of, a line each, such as Common Voice 26.0-2026-06-12
       text.alt text.ctc words.ctm utt2segments utt2experts utt2weight
                                              (see ``espnet_moe.data.extras``)
 
@@ -16,7 +17,7 @@ Lines are sorted as ``LC_ALL=C sort`` does.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +39,14 @@ from espnet_moe.data.files import (
 from espnet_moe.data.normalize import LANGUAGES
 from espnet_moe.data.utterance import SAMPLE_RATE, Utterance, split_of
 
-__all__ = ["DataDir", "DataDirError", "read_datadir", "validate_datadir", "write_datadir"]
+__all__ = [
+    "DataDir",
+    "DataDirError",
+    "corpora_of",
+    "read_datadir",
+    "validate_datadir",
+    "write_datadir",
+]
 
 _REQUIRED = ("wav.scp", "text", "utt2spk", "utt2lang")
 _SORTED = ("utt2gender", "utt2dur", "utt2num_samples", "text.raw")
@@ -54,12 +62,14 @@ class DataDir(Extras):
         num_samples: Samples by utterance id; empty before formatting.
         raw_text: Transcript before normalisation by utterance id; empty before formatting.
         skipped: Reason by id of each utterance lost on the way here.
+        corpora: Names of the corpora it is of, with their releases, where known.
     """
 
     utterances: tuple[Utterance, ...]
     num_samples: Mapping[str, int] = field(default_factory=dict)
     raw_text: Mapping[str, str] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
+    corpora: tuple[str, ...] = ()
 
 
 def write_datadir(
@@ -70,6 +80,7 @@ def write_datadir(
     raw_text: Mapping[str, str] | None = None,
     skipped: Mapping[str, str] | None = None,
     extras: Extras | None = None,
+    corpora: Iterable[str] = (),
 ) -> None:
     """Write a data directory, each file atomically; files of an earlier one go or are replaced.
 
@@ -81,15 +92,19 @@ def write_datadir(
         skipped: Reason by id of each utterance left out.
         extras: What the optional files say, such as a whole ``DataDir``; of it the utterances
             written here.
+        corpora: Names of the corpora that it is of.
 
     Raises:
         DataDirError: When an id repeats or holds white space, an id does not begin with its
-            speaker's, a text or path holds a line break, or the extras are not as
-            ``write_extras`` asks; everything wrong is listed.
+            speaker's, a text, a path or a corpus's name holds a line break, or the extras are not
+            as ``write_extras`` asks; everything wrong is listed.
     """
     path = Path(path)
     ordered = sorted(utterances, key=lambda utt: utt.utt_id.encode())
-    if problems := _utterance_problems(ordered):
+    names = sorted(set(corpora))
+    problems = [f"corpus '{n}' is empty or holds a line break" for n in names if _broken(n)]
+    problems += _utterance_problems(ordered)
+    if problems:
         raise DataDirError(f"cannot write {path}:\n  {listed(problems)}")
     tables: dict[str, Mapping[str, object]] = {
         "text": {utt.utt_id: utt.text for utt in ordered},
@@ -106,6 +121,7 @@ def write_datadir(
         tables["utt2dur"] = {}
     path.mkdir(parents=True, exist_ok=True)
     write_extras(path, extras or Extras(), tables["wav.scp"])
+    _write_lines(path / "corpus", names)
     for name, table in tables.items():
         if table or name not in _OPTIONAL:
             write_table(path / name, table)
@@ -116,11 +132,16 @@ def write_datadir(
 
 def write_skipped(path: Path, skipped: Mapping[str, str]) -> None:
     """Write ``skipped.tsv`` into a data directory, or remove it when nothing was skipped."""
-    if not skipped:
-        (path / "skipped.tsv").unlink(missing_ok=True)
-        return
-    rows = (f"{key}\t{' '.join(skipped[key].split())}\n" for key in sorted(skipped, key=str.encode))
-    write_text(path / "skipped.tsv", "".join(rows))
+    rows = [f"{key}\t{' '.join(skipped[key].split())}" for key in sorted(skipped, key=str.encode)]
+    _write_lines(path / "skipped.tsv", rows)
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Write a file, or remove it when there is nothing to say."""
+    if lines:
+        write_text(path, "".join(f"{line}\n" for line in lines))
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_datadir(path: str | Path) -> list[Utterance]:
@@ -174,8 +195,18 @@ def load_datadir(path: str | Path) -> DataDir:
         for key in sorted(ids, key=str.encode)
     )
     return DataDir(
-        utterances, num_samples, tables["text.raw"], tables["skipped.tsv"], **vars(extras)
+        utterances,
+        num_samples,
+        tables["text.raw"],
+        tables["skipped.tsv"],
+        _read_corpora(path / "corpus"),
+        **vars(extras),
     )
+
+
+def corpora_of(parts: Iterable[DataDir]) -> tuple[str, ...]:
+    """Name the corpora that several sets are of; a set without utterances is of none."""
+    return tuple(sorted({name for part in parts if part.utterances for name in part.corpora}))
 
 
 def validate_datadir(path: str | Path, check_audio: bool = False) -> None:
@@ -288,6 +319,16 @@ def _read_table(path: Path, problems: list[str]) -> dict[str, str]:
             problems.append(f"{path.name}:{number}: {key} has no value")
         table[key] = rest[0].strip(" \t") if rest else ""
     return table
+
+
+def _read_corpora(path: Path) -> tuple[str, ...]:
+    if not path.is_file():
+        return ()
+    return tuple(line.strip() for _, line in read_lines(path))
+
+
+def _broken(name: str) -> bool:
+    return len(name.splitlines()) != 1 or not name.strip()
 
 
 def _id_problems(name: str, ids: Iterable[str], keys: Iterable[str]) -> list[str]:

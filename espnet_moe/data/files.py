@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from espnet_moe.data.sources import file_of
 from espnet_moe.errors import UserError
 from espnet_moe.files import atomic
 
@@ -75,19 +76,20 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def file_sizes(paths: Iterable[str]) -> dict[str, int | None]:
+def file_sizes(audio: Iterable[str]) -> dict[str, int | None]:
     """Look up many files' sizes, reading each folder once.
 
     Args:
-        paths: File paths, in any number of folders.
+        audio: Paths of files or of parts of them (``espnet_moe.data.sources``), in any number of
+            folders.
 
     Returns:
-        Bytes by path; ``None`` for a file that is missing or no regular file.
+        Bytes of the file by what was asked for; ``None`` where it is missing or no regular file.
     """
-    sizes: dict[str, int | None] = {}
+    files = {source: file_of(source) for source in audio}
+    sizes: dict[str, int | None] = dict.fromkeys(files.values())
     folders: dict[str, dict[str, str]] = defaultdict(dict)
-    for path in paths:
-        sizes[path] = None
+    for path in sizes:
         folder, name = os.path.split(path)
         folders[folder or "."][name] = path
     for folder, wanted in folders.items():
@@ -99,4 +101,4 @@ def file_sizes(paths: Iterable[str]) -> dict[str, int | None]:
             for entry in entries:
                 if entry.name in wanted and entry.is_file():
                     sizes[wanted[entry.name]] = entry.stat().st_size
-    return sizes
+    return {source: sizes[path] for source, path in files.items()}

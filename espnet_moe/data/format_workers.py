@@ -19,7 +19,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import soundfile
 from tqdm import tqdm
 
@@ -40,7 +39,7 @@ class Job:
 
     Attributes:
         utt_id: Whose file it is.
-        source: File to read.
+        source: What to read (``espnet_moe.data.sources``).
         output: File to write, absolute.
         key: Digest of the source's state and the options.
         min_samples: Fewer samples are bad.

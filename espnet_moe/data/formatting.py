@@ -22,6 +22,7 @@ from espnet_moe.data.files import file_sizes, listed
 from espnet_moe.data.format_extras import format_extras
 from espnet_moe.data.format_workers import Job, Outcome, read_journal, run_jobs, write_journal
 from espnet_moe.data.normalize import check_languages, normalize
+from espnet_moe.data.sources import parse_source
 from espnet_moe.data.utterance import SAMPLE_RATE, Seconds, Utterance, is_test, safe_id
 from espnet_moe.errors import UserError
 
@@ -155,6 +156,7 @@ def format_datadir(
         raw_text={utt.utt_id: utt.text for utt in data.utterances if utt.utt_id in samples},
         skipped=skipped,
         extras=format_extras(data, texts, {key: outcomes[key] for key in samples}),
+        corpora=data.corpora,
     )
     write_journal(target / "data", {job.utt_id: job.key for job in jobs}, outcomes)
     hours = sum(samples.values()) / SAMPLE_RATE / 3600
@@ -164,16 +166,17 @@ def format_datadir(
 
 
 def _jobs(utterances: list[Utterance], target: Path, options: FormatOptions) -> list[Job]:
+    """What to do, in the order of the sources: a recording of many parts is read through once."""
     jobs = []
     trim = (options.trim_threshold_db, options.trim_margin) if options.trim else None
     folder = target.absolute() / "data"
-    for utt in utterances:
-        source = Path(utt.audio)
-        try:
-            status = source.stat()
-            state = (str(source.absolute()), status.st_size, status.st_mtime_ns)
-        except OSError:
-            state = (str(source.absolute()), -1, -1)
+    states: dict[str, tuple[int, int]] = {}
+    sources = {utt.utt_id: parse_source(utt.audio) for utt in utterances}
+    for utt in sorted(utterances, key=lambda utt: sources[utt.utt_id].order):
+        path = sources[utt.utt_id].path
+        if path not in states:
+            states[path] = _state(path)
+        state = (str(Path(utt.audio).absolute()), *states[path])
         name = _file_name(utt.utt_id)
         shard = hashlib.sha256(utt.utt_id.encode()).hexdigest()[:2]
         jobs.append(
@@ -190,6 +193,15 @@ def _jobs(utterances: list[Utterance], target: Path, options: FormatOptions) -> 
             )
         )
     return jobs
+
+
+def _state(path: str) -> tuple[int, int]:
+    """Size and time of a file, by which a change is seen."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 def _file_name(utt_id: str) -> str:

@@ -18,7 +18,7 @@ class Utterance:
     Attributes:
         utt_id: Unique name, ``<speaker>-<rest>`` (so that sorting utterances sorts speakers, as
             Kaldi asks), without white space.
-        audio: Path of the audio file.
+        audio: Path of the audio file, or of a part of one (``espnet_moe.data.sources``).
         text: Transcript, as the corpus writes it.
         speaker: Speaker name, unique over corpora, without white space or ``-``.
         language: ISO 639-1 code.

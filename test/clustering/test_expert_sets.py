@@ -25,7 +25,9 @@ def write_set(
         for i in range(each)
     ]
     samples = {utt.utt_id: 16000 * (1 + int(utt.utt_id[-1])) for utt in utterances}
-    write_datadir(path, utterances, num_samples=samples, raw_text={}, extras=extras)
+    write_datadir(
+        path, utterances, num_samples=samples, raw_text={}, extras=extras, corpora=["MLS"]
+    )
     return [utt.utt_id for utt in utterances]
 
 
@@ -55,6 +57,7 @@ def test_speakers_are_on_one_side_for_all_experts(sets: tuple, tmp_path: Path) -
     plan = plan_sets(train, dev, EXPERTS, table, set(), SplitOptions(fraction=0.3))
     write_sets(tmp_path / "out", plan, table)
     written = {p.name: load_datadir(p) for p in (tmp_path / "out/data").iterdir()}
+    assert {data.corpora for data in written.values()} == {("MLS",)}
     alone = speakers(written["train_c0"]) | speakers(written["train_c1"])
     assert len(alone) == 3 and alone.isdisjoint(speakers(written["train_joint"]))
     for name in EXPERTS:

@@ -67,6 +67,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> MakeSet:
             num_samples=samples,
             raw_text={utt.utt_id: f"{utt.text.title()}!" for utt in utterances},
             extras=Extras(timings=timings if timed else {}),
+            corpora=[f"Corpus of {language}", "MLS"],
         )
         return root / name
 
@@ -98,6 +99,8 @@ def test_sets_are_valid_and_of_the_sizes_asked_for(made: Path) -> None:
     assert sorted(path.name for path in made.iterdir()) == sorted(SETS)
     for name in SETS:
         validate_datadir(made / name, check_audio=True)
+        names = {f"Corpus of {language}" for language in HERTZ} | {"MLS"}
+        assert load_datadir(made / name).corpora == tuple(sorted(names))
     for kind, size in CONF["sizes"].items():
         assert len(load_datadir(made / f"test_cs_{kind}").utterances) == size
 

@@ -43,6 +43,7 @@ def source(tmp_path: Path) -> Path:
         raw_text=TEXTS,
         skipped={"z-1": "too long"},
         extras=Extras(alternatives={"a-1": ("1 2 3",), "b-1": ("salve",)}),
+        corpora=["MLS"],
     )
     return tmp_path / "train_it"
 
@@ -65,6 +66,7 @@ def test_drop_leaves_out_and_lists(source: Path, hypotheses: Path, tmp_path: Pat
     assert [utt.utt_id for utt in data.utterances] == ["a-1", "a-2"]
     assert set(data.num_samples) == set(data.raw_text) == {"a-1", "a-2"}
     assert data.alternatives == {"a-1": ("1 2 3",)} and not data.weights
+    assert data.corpora == ("MLS",)
     assert data.skipped["z-1"] == "too long" and "200.0 % > 60 %" in data.skipped["b-1"]
 
 

@@ -144,8 +144,28 @@ def test_common_voice_releases_are_not_mixed_and_deltas_refused(
     common_voice(tmp_path / "cv-corpus-25.0-2026-03-09/hi")
     assert len(read_commonvoice(tmp_path, "hi")) == 4
     common_voice(tmp_path / "cv-corpus-26.0-2026-06-12/hi")
-    with pytest.raises(CorpusError, match="more than once(.|\n)*corpus-25(.|\n)*corpus-26"):
+    with pytest.raises(
+        CorpusError, match="more than once; .* --release(.|\n)*corpus-25(.|\n)*corpus-26"
+    ):
         read_commonvoice(tmp_path, "hi")
+
+
+def test_common_voice_release_is_chosen(tmp_path: Path, common_voice: Make) -> None:
+    for release in ("6.0-2020-12-11", "26.0-2026-06-12", "26.0-2026-09-01", "27.0-2026-09-11"):
+        common_voice(tmp_path / f"cv-corpus-{release}/hi")
+    for release in ("6.0", "6.0-2020-12-11", "26.0-2026-06-12", "27.0"):
+        utterances = read_commonvoice(tmp_path, "hi", release=release)
+        assert all(f"/cv-corpus-{release}" in utt.audio for utt in utterances)
+    with pytest.raises(CorpusError, match="more than once(.|\n)*26.0-2026-06(.|\n)*26.0-2026-09"):
+        read_commonvoice(tmp_path, "hi", release="26.0")
+    for release in ("2", "26", "2026-06-12"):
+        with pytest.raises(
+            CorpusError, match=f"no release {release} of locale hi .*: 26.0-2026-06-12, 26.0-2026-"
+        ):
+            read_commonvoice(tmp_path, "hi", release=release)
+    common_voice(tmp_path / "other/hi")
+    with pytest.raises(CorpusError, match="no release 26.0 .* unknown, in .*other/hi"):
+        read_commonvoice(tmp_path / "other", "hi", release="26.0")
 
 
 def test_large_tables_are_read_quickly(tmp_path: Path, common_voice: Make) -> None:

@@ -1,11 +1,12 @@
 """The MLS and Kathbath readers: each published layout, and each way to be wrong."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from espnet_moe.data.corpora.ai4bharat import read_kathbath
+from espnet_moe.data.corpora.kathbath import SPLITS, read_kathbath
 from espnet_moe.data.corpora.layout import CorpusError
 from espnet_moe.data.corpora.mls import read_mls
 
@@ -102,20 +103,35 @@ def test_kathbath_whose_archives_name_the_test_otherwise(tmp_path: Path, kathbat
     assert any("/test_unknown/" in u.audio for u in renamed if u.split == "test")
 
 
-def test_kathbath_noisy_has_ids_of_its_own(tmp_path: Path, kathbath: Make) -> None:
-    kathbath(tmp_path / "kb_data_clean_m4a", name="telugu")
-    noisy = kathbath(tmp_path / "kb_data_noisy_m4a", name="telugu")
-    for root in (tmp_path, noisy):
-        utterances = read_kathbath(root, "te", condition="noisy")
-        assert {utt.split for utt in utterances} == {"test"}
-        assert "kb_data_noisy_m4a" in utterances[0].audio
-    clean = read_kathbath(tmp_path, "te")
-    assert not {utt.utt_id for utt in clean} & {utt.utt_id for utt in utterances}
-    assert {utt.speaker for utt in utterances} < {utt.speaker for utt in clean}
-    with pytest.raises(CorpusError, match=r"\(noisy\) has no split 'dev'; legal are test, test_kn"):
-        read_kathbath(tmp_path, "te", ["dev"], condition="noisy")
-    with pytest.raises(CorpusError, match="no folder telugu of the clean recordings"):
-        read_kathbath(noisy, "te")
+def test_kathbath_noisy_recordings_are_splits_with_ids_of_their_own(
+    tmp_path: Path, kathbath: Make
+) -> None:
+    clean_root = kathbath(tmp_path / "kb_data_clean_m4a", name="telugu")
+    noisy_root = kathbath(tmp_path / "kb_data_noisy_m4a", name="telugu")
+    clean = read_kathbath(tmp_path, "te", ["train", "test"])
+    for root in (tmp_path, noisy_root, noisy_root / "telugu", clean_root, clean_root / "telugu"):
+        noisy = read_kathbath(root, "te", ["test_known_noisy", "test_noisy"])
+        assert [utt.split for utt in noisy] == ["test_noisy"] * 2 + ["test_known_noisy"] * 2
+        assert noisy[0].audio == str(noisy_root / "telugu/test/audio/84443-223-f.m4a")
+    assert not {utt.utt_id for utt in noisy} & {utt.utt_id for utt in clean}
+    assert {utt.speaker for utt in noisy if utt.split == "test_noisy"} < {u.speaker for u in clean}
+    everything = read_kathbath(tmp_path, "te", SPLITS)
+    assert list(dict.fromkeys(utt.split for utt in everything)) == list(SPLITS)
+    assert len({utt.utt_id for utt in everything}) == len(everything) == 12
+    # A noisy valid is there, and is nobody's test set.
+    with pytest.raises(
+        CorpusError, match="no split 'dev_noisy'; legal are train, dev, test, test_k"
+    ):
+        read_kathbath(tmp_path, "te", ["dev_noisy"])
+    with pytest.raises(
+        CorpusError, match="no folder telugu of the clean recordings in .* for train"
+    ):
+        read_kathbath(noisy_root, "te")
+    shutil.rmtree(noisy_root)
+    with pytest.raises(
+        CorpusError, match="no folder telugu of the noisy .* for test_noisy .folders"
+    ):
+        read_kathbath(tmp_path, "te", ["test", "test_noisy"])
 
 
 def test_kathbath_known_bad_files_are_left_out(

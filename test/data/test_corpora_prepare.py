@@ -110,6 +110,16 @@ def test_a_corpus_without_its_audio_is_an_error(tmp_path: Path, common_voice: Ma
         )
 
 
+def test_speakers_that_splits_share_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kathbath: Make
+) -> None:
+    kathbath(tmp_path / "kb_data_clean_m4a")
+    with caplog.at_level("WARNING"):  # a count of none is no warning
+        checks = prepare_corpus(PrepareOptions("kathbath", str(tmp_path), "hi"), tmp_path / "kb")
+    assert checks.speaker_overlap == {"train/dev": 1, "train/test": 1, "dev/test": 1}
+    assert "check: 1 speakers in both of train/test" in caplog.text
+
+
 def test_a_clip_in_two_splits_is_an_error(tmp_path: Path, common_voice: Make) -> None:
     folder = common_voice(tmp_path / "hi")
     (folder / "test.tsv").write_text((folder / "train.tsv").read_text())
@@ -117,11 +127,41 @@ def test_a_clip_in_two_splits_is_an_error(tmp_path: Path, common_voice: Make) ->
         prepare_corpus(PrepareOptions("commonvoice", str(tmp_path), "hi"), tmp_path / "data/cv")
 
 
+def test_a_set_names_its_corpus_and_release(
+    tmp_path: Path, common_voice: Make, kathbath: Make
+) -> None:
+    """And so does what is made of it."""
+    for release in ("25.0-2026-03-09", "26.0-2026-06-12"):
+        common_voice(tmp_path / f"cv/cv-corpus-{release}/hi")
+    kathbath(tmp_path / "kb_data_clean_m4a")
+    common_voice(tmp_path / "renamed/hi")
+    argv = ["--language", "hi", "--splits", "train"]
+    for corpus, root, *more in (
+        ("commonvoice", "cv", "--release", "25.0"),
+        ("kathbath", "."),
+        ("commonvoice", "renamed"),
+    ):
+        out = ["--out", str(tmp_path / "data" / f"{corpus}_{root}"), *more]
+        prepare_data.main(["--corpus", corpus, "--root", str(tmp_path / root), *out, *argv])
+    names = {path.parent.name: path.read_text() for path in tmp_path.glob("data/*/corpus")}
+    assert names == {
+        "commonvoice_cv_train": "Common Voice 25.0-2026-03-09\n",
+        "kathbath_._train": "Kathbath\n",
+        "commonvoice_renamed_train": "Common Voice\n",
+    }
+    checks = json.loads((tmp_path / "data/commonvoice_cv_checks.json").read_text())
+    assert checks["release"] == "25.0-2026-03-09"
+
+
 def test_options_of_other_corpora_are_refused() -> None:
-    with pytest.raises(CorpusError, match="no corpus 'cv'; legal are commonvoice, mls, kathbath"):
+    with pytest.raises(
+        CorpusError, match="no corpus 'cv'; legal are commonvoice, mls, kathbath, indicv"
+    ):
         PrepareOptions("cv", "/x", "hi")
-    with pytest.raises(CorpusError, match="handles.*mls only.*; condition noisy.*kathbath only"):
-        PrepareOptions("commonvoice", "/x", "hi", handles="9hr", condition="noisy")
+    with pytest.raises(CorpusError, match="handles.*mls only.*; train_from.*; releases.*only, not"):
+        PrepareOptions(
+            "kathbath", "/x", "hi", handles="9hr", train_from="validated", release="26.0"
+        )
 
 
 def test_from_each_corpus_to_data_with_real_audio(

@@ -201,6 +201,34 @@ def test_combining_joins_all_files(tmp_path: Path) -> None:
     assert "b b-1 b-2\n" in (tmp_path / "train_it" / "spk2utt").read_text()
 
 
+def test_names_of_corpora_are_kept_and_joined(tmp_path: Path) -> None:
+    path = tmp_path / "one"
+    formatted(path, ["a-1"])
+    assert load_datadir(path).corpora == () and not (path / "corpus").exists()
+    names = {"one": ["MLS"], "two": ["Kathbath", "MLS", "Kathbath"], "none": ["Common Voice 26.0"]}
+    for name, corpora in names.items():
+        data = load_datadir(formatted(tmp_path / name, [f"{name}-1"]))
+        kept = [] if name == "none" else data.utterances
+        write_datadir(
+            tmp_path / name,
+            kept,
+            num_samples=data.num_samples if kept else {},
+            raw_text=data.raw_text if kept else {},
+            corpora=corpora,
+        )
+    assert (tmp_path / "two/corpus").read_text() == "Kathbath\nMLS\n"
+    # A set that gives no utterance gives no name.
+    combine_datadirs([tmp_path / name for name in names], tmp_path / "all")
+    assert load_datadir(tmp_path / "all").corpora == ("Kathbath", "MLS")
+    mixed = MixOptions([1, 1])
+    combine_datadirs([tmp_path / "one", tmp_path / "two"], tmp_path / "all", mixed)
+    assert load_datadir(tmp_path / "all").corpora == ("Kathbath", "MLS")
+    combine_datadirs([tmp_path / "one"], tmp_path / "all")
+    assert (tmp_path / "all/corpus").read_text() == "MLS\n"
+    with pytest.raises(DataDirError, match="corpus 'a\nb' is empty or holds a line break"):
+        write_datadir(path, [utterance("a-1")], corpora=["a\nb"])
+
+
 def test_combining_in_shares_repeats_utterances_with_ids_of_their_own(tmp_path: Path) -> None:
     first = formatted(tmp_path / "one", ["a-1", "a-2", "a-3"])
     second = formatted(tmp_path / "two", ["b-1"])

@@ -17,9 +17,9 @@ import soundfile
 
 from espnet_moe.bin import make_mini_corpus as command
 from espnet_moe.data.audio import load_audio
-from espnet_moe.data.corpora.ai4bharat import read_kathbath
 from espnet_moe.data.corpora.checks import check_corpus
 from espnet_moe.data.corpora.commonvoice import read_commonvoice, release_of
+from espnet_moe.data.corpora.kathbath import read_kathbath
 from espnet_moe.data.corpora.mls import read_mls
 from espnet_moe.data.mini_commonvoice import RELEASES
 from espnet_moe.data.mini_corpus import (

@@ -88,16 +88,15 @@ def corpora(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("corpus", "language", "options"),
-    [("commonvoice", "hi", []), ("kathbath", "te", []),
-     ("kathbath", "te", ["--condition", "noisy"])],
-)  # fmt: skip
+    ("corpus", "language", "split"),
+    [("commonvoice", "hi", "test"), ("kathbath", "te", "test"), ("kathbath", "te", "test_noisy")],
+)
 def test_word_times_reach_formatted_sets(
-    corpora: Path, tmp_path: Path, corpus: str, language: str, options: list[str]
+    corpora: Path, tmp_path: Path, corpus: str, language: str, split: str
 ) -> None:
     argv = ["--corpus", corpus, "--root", str(corpora / corpus), "--language", language]
-    prepare_data.main([*argv, "--out", str(tmp_path / "data"), *options])
-    format_datadir(tmp_path / "data_test", tmp_path / "test")
+    prepare_data.main([*argv, "--out", str(tmp_path / "data"), "--splits", split])
+    format_datadir(tmp_path / f"data_{split}", tmp_path / "test")
     validate_datadir(tmp_path / "test")
     data = load_datadir(tmp_path / "test")
     assert len(data.utterances) == 2 == len(data.timings)

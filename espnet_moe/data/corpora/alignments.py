@@ -2,9 +2,10 @@
 
     <a language's folder>/alignments.ctm     clip 1 start duration word     (NIST's CTM)
 
-``clip`` is the audio file's path below that folder, the times are seconds in the audio as
-``load_audio`` decodes it (an AAC file has 1024 samples of its encoder's before the first). Any
-corpus that somebody has aligned may be given such a file.
+``clip`` is the audio file's path below that folder, or ``<path>.parquet#row=<n>``; the times are
+seconds in the audio as ``load_audio`` decodes it (an AAC file has 1024 samples of its encoder's
+before the first). Of a recording that utterances are parts of, it is the whole one's words and
+times. Any corpus that somebody has aligned may be given such a file.
 """
 
 import logging
@@ -14,9 +15,12 @@ from pathlib import Path
 from espnet_moe.data.corpora.layout import CorpusError
 from espnet_moe.data.extras import Word
 from espnet_moe.data.files import listed, read_lines, write_text
-from espnet_moe.data.utterance import Utterance
+from espnet_moe.data.sources import AudioSource, parse_source
+from espnet_moe.data.utterance import Seconds, Utterance
 
 ALIGNMENTS = "alignments.ctm"
+
+_TOLERANCE: Seconds = 0.005  # of a word at the edge of a part
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +45,8 @@ def read_alignments(
         utterances: As the corpus's reader gives them.
 
     Returns:
-        Words by utterance id, of the utterances that have any.
+        Words by utterance id, of the utterances that have any. A part of a recording that cuts
+        through a word has none: they would not be those of its transcript.
 
     Raises:
         CorpusError: When such a file is damaged; every such line is named.
@@ -52,7 +57,8 @@ def read_alignments(
     tables: dict[Path, dict[str, list[Word]]] = {}
     found = {}
     for utt in utterances:
-        audio = Path(utt.audio).absolute()
+        source = parse_source(utt.audio)
+        audio = Path(source.path).absolute()
         if audio.parent not in folders:
             folders[audio.parent] = _folder(audio.parent, root)
         folder = folders[audio.parent]
@@ -60,11 +66,28 @@ def read_alignments(
             continue
         if folder not in tables:
             tables[folder] = _read(folder / ALIGNMENTS)
-        if words := tables[folder].get(audio.relative_to(folder).as_posix()):
-            found[utt.utt_id] = tuple(words)
+        clip = str(AudioSource(audio.relative_to(folder).as_posix(), row=source.row))
+        if words := _within(tables[folder].get(clip, ()), source):
+            found[utt.utt_id] = words
     if tables:
         logger.info("%s: word times of %d of %d utterances", root, len(found), len(utterances))
     return found
+
+
+def _within(words: Sequence[Word], source: AudioSource) -> tuple[Word, ...]:
+    """The words of a part of a recording, at their times in it; none where it cuts through one."""
+    if source.start is None or source.end is None:
+        return tuple(words)
+    inside = []
+    for word in words:
+        if word.end <= source.start + _TOLERANCE or word.start >= source.end - _TOLERANCE:
+            continue
+        if word.start < source.start - _TOLERANCE or word.end > source.end + _TOLERANCE:
+            return ()
+        start = max(0.0, word.start - source.start)
+        end = min(word.end, source.end) - source.start
+        inside.append(Word(start, end - start, word.word))
+    return tuple(inside)
 
 
 def _folder(folder: Path, root: Path) -> Path | None:

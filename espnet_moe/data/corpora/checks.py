@@ -15,6 +15,7 @@ from espnet_moe.data.audio import AudioError, load_audio
 from espnet_moe.data.corpora.layout import CorpusError
 from espnet_moe.data.files import MAX_LISTED, file_sizes, listed
 from espnet_moe.data.normalize import INDIC, NORMALIZER, normalize
+from espnet_moe.data.sources import file_of
 from espnet_moe.data.utterance import Seconds, Utterance, is_test
 
 MAX_DURATION: Seconds = 30.0
@@ -179,10 +180,10 @@ def _bad_audio(
     for utt in tqdm(utterances, "probing audio", disable=None if probe else True):
         if sizes[utt.audio] is None:
             findings["missing_audio"].append(utt.utt_id)
-            bad[utt.utt_id] = f"{utt.audio} does not exist"
+            bad[utt.utt_id] = f"{file_of(utt.audio)} does not exist"
         elif sizes[utt.audio] == 0:
             findings["empty_audio"].append(utt.utt_id)
-            bad[utt.utt_id] = f"{utt.audio} is empty (0 bytes)"
+            bad[utt.utt_id] = f"{file_of(utt.audio)} is empty (0 bytes)"
         elif probe:
             try:
                 load_audio(utt.audio)

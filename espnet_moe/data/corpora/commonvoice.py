@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from espnet_moe.data.corpora.layout import (
+    USUAL_SPLITS,
     CorpusError,
     check_language,
     check_root,
@@ -34,7 +35,6 @@ from espnet_moe.data.utterance import Gender, Seconds, Utterance, safe_id
 
 TrainFrom = Literal["train", "validated"]
 LOCALES = {"en": "en", "hi": "hi", "it": "it", "pa": "pa-IN", "te": "te"}
-SPLITS = ("train", "dev", "test")
 LAYOUT = drawing(__doc__)
 
 # Columns by the first release that has them. Files are read by column name, so that a release
@@ -66,8 +66,9 @@ logger = logging.getLogger(__name__)
 def read_commonvoice(
     root: str | Path,
     language: str,
-    splits: Iterable[str] = SPLITS,
+    splits: Iterable[str] = USUAL_SPLITS,
     train_from: TrainFrom = "train",
+    release: str | None = None,
 ) -> list[Utterance]:
     """Read the utterances of a Common Voice release.
 
@@ -77,16 +78,17 @@ def read_commonvoice(
         splits: Any of ``train``, ``dev``, ``test``.
         train_from: The table of the training set: ``train``, or ``validated``, of which the
             speakers and sentences of dev and test are left out.
+        release: Which one, where there are several: ``26.0`` or ``26.0-2026-06-12``.
 
     Returns:
         Utterances, in the order of the files. Whether the audio exists is not looked at.
 
     Raises:
-        CorpusError: When the language is not there, several releases are, or a file is missing,
-            lacks a column, or has rows with too few or too many fields.
+        CorpusError: When the language is not there, several releases are or not the one asked for,
+            or a file is missing, lacks a column, or has rows with too few or too many fields.
     """
-    splits = check_splits(splits, SPLITS, "Common Voice")
-    folder = find_locale(root, language)
+    splits = check_splits(splits, USUAL_SPLITS, "Common Voice")
+    folder = find_locale(root, language, release)
     rows = [
         (split, row)
         for split in splits
@@ -117,12 +119,17 @@ def read_commonvoice(
     return utterances
 
 
-def find_locale(root: str | Path, language: str) -> Path:
+def find_locale(root: str | Path, language: str, release: str | None = None) -> Path:
     """Return the folder of a language, the one with its ``train.tsv``.
 
+    Args:
+        root: Folder that holds it.
+        language: ISO 639-1 code.
+        release: Which one, where there are several: ``26.0`` or ``26.0-2026-06-12``.
+
     Raises:
-        CorpusError: When there is none (the message lists the locales that are there), or more
-            than one: releases must not be mixed.
+        CorpusError: When there is none (the message lists the locales or releases that are there),
+            or more than one: releases must not be mixed.
     """
     locale = check_language(language, "Common Voice", LOCALES)
     root = check_root(root, LAYOUT)
@@ -131,10 +138,18 @@ def find_locale(root: str | Path, language: str) -> Path:
     if not matches and found == [root]:  # the locale's own folder, under another name
         first = next(iter(_read_clips(root / "train.tsv")), {})
         matches = [root] if first.get("locale") == locale else []
+    if release is not None and matches:
+        there = matches
+        matches = [folder for folder in there if _is_release(folder, release)]
+        if not matches:
+            names = sorted({release_of(folder) or f"unknown, in {folder}" for folder in there})
+            raise CorpusError(
+                f"no release {release} of locale {locale} in {root}; there are: {', '.join(names)}"
+            )
     if len(matches) > 1:
         raise CorpusError(
-            f"{root} holds locale {locale} more than once; name one of these, for releases must "
-            f"not be mixed:\n  {listed(map(str, matches))}"
+            f"{root} holds locale {locale} more than once; choose with --release, or name one of "
+            f"these, for releases must not be mixed:\n  {listed(map(str, matches))}"
         )
     if matches:
         return matches[0]
@@ -143,8 +158,14 @@ def find_locale(root: str | Path, language: str) -> Path:
             f"{delta} is a delta archive: it has no train, dev and test sets; fetch the full "
             "release of the same version"
         )
-    there = ", ".join(sorted({folder.name for folder in found})) or "none"
-    raise other_layout(f"no train.tsv of locale {locale} below {root} (locales: {there})", LAYOUT)
+    locales = ", ".join(sorted({folder.name for folder in found})) or "none"
+    raise other_layout(f"no train.tsv of locale {locale} below {root} (locales: {locales})", LAYOUT)
+
+
+def _is_release(folder: Path, release: str) -> bool:
+    """Whether a folder's release is the one of this name: a version, or version and date."""
+    name = release_of(folder) or ""
+    return name == release or name.startswith(f"{release}-")
 
 
 def release_of(folder: str | Path) -> str | None:

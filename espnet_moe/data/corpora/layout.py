@@ -5,7 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from espnet_moe.data.files import listed
+from espnet_moe.data.utterance import Gender
 from espnet_moe.errors import UserError
+
+USUAL_SPLITS = ("train", "dev", "test")
+
+_GENDERS: Mapping[str, Gender] = {"f": "f", "female": "f", "m": "m", "male": "m"}
 
 # All white space but the no-break space, which is the corpus's own text until normalisation.
 _WHITE_SPACE = re.compile(r"[^\S\u00a0\u202f]+")
@@ -64,8 +69,8 @@ def check_splits(splits: Iterable[str], legal: Sequence[str], corpus: str) -> li
     return [split for split in legal if split in wanted]
 
 
-def read_lines(path: Path, layout: str) -> Iterator[tuple[int, str]]:
-    """Yield the number (from 1) and the text of each line that is not blank.
+def read_all_lines(path: Path, layout: str) -> Iterator[tuple[int, str]]:
+    """Yield the number (from 1) and the text of each line; the last one may end with the file.
 
     Raises:
         CorpusError: When the file is missing or not UTF-8.
@@ -76,10 +81,14 @@ def read_lines(path: Path, layout: str) -> Iterator[tuple[int, str]]:
         raise other_layout(f"{path} does not exist", layout) from None
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8: {error}; unpack the corpus again") from None
-    for number, line in enumerate(content.split("\n"), start=1):
-        line = line.removesuffix("\r")
-        if line.strip():
-            yield number, line
+    if content:
+        for number, line in enumerate(content.removesuffix("\n").split("\n"), start=1):
+            yield number, line.removesuffix("\r")
+
+
+def read_lines(path: Path, layout: str) -> Iterator[tuple[int, str]]:
+    """Yield the number (from 1) and the text of each line that is not blank; see above."""
+    return ((number, line) for number, line in read_all_lines(path, layout) if line.strip())
 
 
 def read_pairs(path: Path, layout: str) -> Iterator[tuple[int, str, str]]:
@@ -117,6 +126,21 @@ def raise_wrong_fields(path: Path, wrong: Sequence[tuple[int, int]], expected: i
             f"{len(wrong)} rows of {path.name} do not have {expected} tab-separated fields; "
             f"unpack the corpus again, or mend the rows:\n  {rows}"
         )
+
+
+def gender_of(word: object) -> Gender | None:
+    """Return the gender that ``Male``, ``f`` and their like say, ``None`` for any other word."""
+    return _GENDERS.get(str(word).strip().lower())
+
+
+def name_of(value: object) -> str:
+    """Return what a file calls somebody, number or text; empty where it says nothing."""
+    return "" if value is None else str(value).strip()
+
+
+def counted(lost: Mapping[str, int]) -> str:
+    """Tell how many utterances were left out, by the reason."""
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(lost.items())) or "none"
 
 
 def transcript(text: str) -> str:

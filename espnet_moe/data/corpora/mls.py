@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from espnet_moe.data.corpora.layout import (
+    USUAL_SPLITS,
     CorpusError,
     check_language,
     check_root,
@@ -29,7 +30,6 @@ from espnet_moe.data.files import listed
 from espnet_moe.data.utterance import Gender, Seconds, Utterance, safe_id
 
 LANGUAGES = {"en": "english", "it": "italian"}
-SPLITS = ("train", "dev", "test")
 HANDLES = ("9hr", *(f"1hr/{part}" for part in range(6)))
 LAYOUT = drawing(__doc__)
 KNOWN_BAD = frozenset({"1595_5616_000923"})
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 def read_mls(
     root: str | Path,
     language: str = "it",
-    splits: Iterable[str] = SPLITS,
+    splits: Iterable[str] = USUAL_SPLITS,
     handles: str | None = None,
 ) -> list[Utterance]:
     """Read the utterances of Multilingual LibriSpeech.
@@ -61,7 +61,7 @@ def read_mls(
         CorpusError: When the folder is of another layout, a file is missing or damaged, or the
             handles are not there or name utterances that are not.
     """
-    splits = check_splits(splits, SPLITS, "MLS")
+    splits = check_splits(splits, USUAL_SPLITS, "MLS")
     folder = _find(root, check_language(language, "MLS", LANGUAGES))
     genders = _read_genders(folder / "metainfo.txt")
     utterances: list[Utterance] = []
@@ -76,7 +76,7 @@ def read_mls(
 def _find(root: str | Path, name: str) -> Path:
     root = check_root(root, LAYOUT)
     for folder in (root, root / f"mls_{name}", root / f"mls_{name}_opus"):
-        if any((folder / split / "transcripts.txt").is_file() for split in SPLITS):
+        if any((folder / split / "transcripts.txt").is_file() for split in USUAL_SPLITS):
             if folder.name.startswith("mls_") and f"mls_{name}" not in folder.name:
                 raise CorpusError(f"{folder} is not the {name} part; give mls_{name}[_opus]")
             return folder

@@ -6,24 +6,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet_moe.data.corpora.ai4bharat import Condition, read_kathbath
 from espnet_moe.data.corpora.alignments import read_alignments
 from espnet_moe.data.corpora.checks import CorpusChecks, check_corpus, drop_bad_audio
 from espnet_moe.data.corpora.commonvoice import (
-    SPLITS,
     TrainFrom,
     find_locale,
     read_commonvoice,
     release_of,
 )
-from espnet_moe.data.corpora.layout import CorpusError
+from espnet_moe.data.corpora.indicvoices import read_indicvoices
+from espnet_moe.data.corpora.kathbath import read_kathbath
+from espnet_moe.data.corpora.layout import USUAL_SPLITS, CorpusError
 from espnet_moe.data.corpora.mls import read_mls
+from espnet_moe.data.corpora.shrutilipi import read_shrutilipi
 from espnet_moe.data.datadir import write_datadir
 from espnet_moe.data.extras import Extras
 from espnet_moe.data.files import listed, write_text
 from espnet_moe.data.utterance import Utterance
 
-CORPORA = ("commonvoice", "mls", "kathbath")
+# What each is called where results tell what they were measured on.
+NAMES = {
+    "commonvoice": "Common Voice",
+    "mls": "MLS",
+    "kathbath": "Kathbath",
+    "indicvoices": "IndicVoices",
+    "shrutilipi": "Shrutilipi",
+}
+CORPORA = tuple(NAMES)
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +45,11 @@ class PrepareOptions:
         corpus: One of ``CORPORA``.
         root: Folder of the corpus; the readers' modules draw what is expected in it.
         language: ISO 639-1 code.
-        splits: Splits to read; ``None`` for the corpus's usual ones.
+        splits: Splits to read; each reader says which there are.
         handles: MLS only: limited supervision, ``9hr`` or ``1hr/0`` … ``1hr/5``.
         train_from: Common Voice only: ``train``, or ``validated`` without what dev and test hold.
-        condition: Kathbath only: ``clean`` or ``noisy`` recordings.
+        release: Common Voice only: which one, where the root holds several: ``26.0`` or
+            ``26.0-2026-06-12``.
         allow_bad_test_audio: Leave bad files out of test sets too, instead of an error.
         probe_audio: Decode every file (slow; formatting does so later anyway).
     """
@@ -47,10 +57,10 @@ class PrepareOptions:
     corpus: str
     root: str
     language: str
-    splits: Sequence[str] | None = None
+    splits: Sequence[str] = USUAL_SPLITS
     handles: str | None = None
-    condition: Condition = "clean"
     train_from: TrainFrom = "train"
+    release: str | None = None
     allow_bad_test_audio: bool = False
     probe_audio: bool = False
 
@@ -62,8 +72,8 @@ class PrepareOptions:
             problems.append(f"handles are there for mls only, not for {self.corpus}")
         if self.train_from != "train" and self.corpus != "commonvoice":
             problems.append(f"train_from {self.train_from} is there for commonvoice only")
-        if self.condition != "clean" and self.corpus != "kathbath":
-            problems.append(f"condition {self.condition} is there for kathbath only")
+        if self.release is not None and self.corpus != "commonvoice":
+            problems.append(f"releases are there for commonvoice only, not for {self.corpus}")
         if problems:
             raise CorpusError("; ".join(problems))
 
@@ -72,6 +82,8 @@ def prepare_corpus(options: PrepareOptions, out: str | Path) -> CorpusChecks:
     """Read and check a corpus, then write ``<out>_<split>`` and ``<out>_checks.json``.
 
     Where word times lie beside the corpus (``corpora.alignments``), the sets get a ``words.ctm``.
+    Their ``corpus`` names the corpus, and the release of Common Voice where a folder's name tells
+    it, such as ``Common Voice 26.0-2026-06-12``.
 
     Args:
         options: What to read.
@@ -93,6 +105,10 @@ def prepare_corpus(options: PrepareOptions, out: str | Path) -> CorpusChecks:
     checks = check_corpus(utterances, options.probe_audio)
     checks.log()
     extras = Extras(timings=read_alignments(options.root, utterances))
+    release = None
+    if options.corpus == "commonvoice":
+        release = release_of(find_locale(options.root, options.language, options.release))
+    name = NAMES[options.corpus] + (f" {release}" if release else "")
     kept = drop_bad_audio(utterances, checks, options.allow_bad_test_audio)
     for split in dict.fromkeys(utt.split for utt in utterances):
         skipped = {
@@ -102,21 +118,26 @@ def prepare_corpus(options: PrepareOptions, out: str | Path) -> CorpusChecks:
         }
         path = Path(f"{out}_{split}")
         members = (utt for utt in kept if utt.split == split)
-        write_datadir(path, members, skipped=skipped, extras=extras)
+        write_datadir(path, members, skipped=skipped, extras=extras, corpora=[name])
         count = checks.utterances[split] - len(skipped)
         logger.info("%s: %d utterances, %d skipped", path, count, len(skipped))
     facts = {"corpus": options.corpus, "language": options.language, "root": str(options.root)}
     if options.corpus == "commonvoice":
-        facts["release"] = release_of(find_locale(options.root, options.language)) or "unknown"
+        facts["release"] = release or "unknown"
     write_text(Path(f"{out}_checks.json"), checks.to_json(**facts))
     return checks
 
 
 def read_corpus(options: PrepareOptions) -> list[Utterance]:
     """Read a corpus with the reader that ``options.corpus`` names."""
-    splits = SPLITS if options.splits is None else options.splits
+    where = options.root, options.language, options.splits
     if options.corpus == "commonvoice":
-        return read_commonvoice(options.root, options.language, splits, options.train_from)
+        return read_commonvoice(*where, options.train_from, options.release)
     if options.corpus == "mls":
-        return read_mls(options.root, options.language, splits, options.handles)
-    return read_kathbath(options.root, options.language, options.splits, options.condition)
+        return read_mls(*where, options.handles)
+    readers = {
+        "kathbath": read_kathbath,
+        "indicvoices": read_indicvoices,
+        "shrutilipi": read_shrutilipi,
+    }
+    return readers[options.corpus](*where)
