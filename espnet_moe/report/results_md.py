@@ -109,7 +109,7 @@ def _environments(results: Row) -> str:
 
 
 def _datasets(rows: Sequence[Row]) -> list[str]:
-    """Name the data set of each row, with its language where a set holds several."""
+    """Name the data set of each row: what it was drawn from, and one of several languages."""
     languages: dict[tuple[str, str], set[str]] = {}
     for row in rows:
         languages.setdefault((row["inference_tag"], row["set"]), set()).add(row["language"])
@@ -117,7 +117,8 @@ def _datasets(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         several = len(languages[row["inference_tag"], row["set"]]) > 1
         name = f"{row['inference_tag']}/{row['set']}"
-        names.append(f"{name} ({row['language']})" if several else name)
+        told = ([row["language"]] if several else []) + row.get("corpora", [])
+        names.append(f"{name} ({', '.join(told)})" if told else name)
     return names
 
 

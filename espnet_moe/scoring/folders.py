@@ -44,6 +44,7 @@ class References:
     segments: tuple[tuple[Segment, ...], ...]  # of each; empty where the set has none
     durations: tuple[float | None, ...]  # seconds
     skipped: tuple[str, ...]  # ids left out of the set
+    corpora: tuple[str, ...]  # what it was drawn from, each with its release
     pooled: bool  # one row for the whole set, whatever its languages
 
 
@@ -107,6 +108,7 @@ def read_references(path: Path, pooled: bool = False) -> References:
         segments=tuple(segments) if data.segments else (),
         durations=tuple(utt.duration for utt in kept),
         skipped=tuple(data.skipped),
+        corpora=data.corpora,
         pooled=pooled,
     )
 

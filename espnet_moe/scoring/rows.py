@@ -5,6 +5,7 @@ Rates (``wer``, ``cer``, ``ser`` and their intervals) are in percent with two de
 ``rtf``, ``peak_memory_mb`` and ``decode_commands`` belong to the system's whole decoding pass,
 which mixes sets and languages in a batch, and are the same in each of its rows. ``references`` is
 ``text``, or says how many utterances had alternatives, of which the best match was taken.
+``corpora`` names what the set was drawn from, each with its release where it has any.
 """
 
 import math
@@ -123,6 +124,7 @@ def _make_row(
         "normalizer": NORMALIZER,
         "references": _references(scored.references, chosen),
         "inference_tag": inference_tag,
+        "corpora": list(scored.references.corpora),
         "skipped": list(scored.references.skipped),
     }
 

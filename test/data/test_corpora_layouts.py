@@ -14,7 +14,11 @@ from espnet_moe.data.mini_corpus import MiniCorpusOptions, make_mini_corpus
 from espnet_moe.data.normalize import normalize
 from layouts import LAYOUTS
 
-NAMES = {"kathbath": "Kathbath", "indicvoices": "IndicVoices", "shrutilipi": "Shrutilipi"}
+NAMES = {
+    "kathbath": "Kathbath of the hub",
+    "indicvoices": "IndicVoices",
+    "shrutilipi": "Shrutilipi",
+}
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from espnet_moe.data.datadir import load_datadir, validate_datadir
 from espnet_moe.data.mini_corpus import MiniCorpusOptions, make_mini_corpus
+from layouts import LAYOUTS
 
 EGS = Path(__file__).resolve().parents[2] / "egs2"
 SIZES = {"size": 12, "dev_size": 4, "test_size": 6}
@@ -182,6 +184,7 @@ def test_from_disk_to_scores(name, tmp_path):
     scored = {row["set"] for row in results["rows"] if row["system"] == "oracle"}
     assert {s for s in scored if "_cs_" not in s} == sets
     for row in results["rows"]:
+        assert row["corpora"]
         assert row["utterances"] == 6 or "_cs_" in row["set"]
     tuned = [row for row in results["rows"] if row["system"].startswith("finetune_")]
     assert len(tuned) == (len(sets) if "finetune" in FURTHER.get(name, "") else 0)
@@ -192,6 +195,97 @@ def test_from_disk_to_scores(name, tmp_path):
         if name == "multilingual":
             ids = (tmp_path / f"dump/raw/train_{language}/text").read_text().splitlines()
             assert 2 * sum(utt.startswith("cv_") for utt in ids) == len(ids) > 0
+
+
+def commonvoice(release, lang="te"):
+    def make(folder):
+        options = MiniCorpusOptions(layout="commonvoice", lang=lang, release=release, **SIZES)
+        make_mini_corpus(options, folder, num_jobs=2)
+        (unpacked,) = folder.glob("cv-corpus-*")
+        # What a download of today is called.
+        outer = folder / f"1781715680033-{unpacked.name}-{lang}"
+        outer.mkdir()
+        unpacked.rename(outer / unpacked.name)
+        return f"Common Voice {unpacked.name.removeprefix('cv-corpus-')}"
+
+    return make
+
+
+def mls(audio):
+    def make(folder):
+        options = MiniCorpusOptions(layout="mls", lang="it", audio=audio, **SIZES)
+        make_mini_corpus(options, folder, num_jobs=2)
+        return "MLS"
+
+    return make
+
+
+def ai4bharat(name, into=None):
+    def make(folder):
+        options = MiniCorpusOptions(layout="kathbath", lang="pa", size=24, dev_size=4, test_size=6)
+        if into is None:
+            make_mini_corpus(options, folder, num_jobs=2)
+        else:
+            make_mini_corpus(options, folder.parent / "kathbath", num_jobs=2)
+            LAYOUTS[into](folder.parent / "kathbath", folder, "pa")
+        return name
+
+    return make
+
+
+LAID_OUT = {
+    "Common Voice 11": ("commonvoice", "hi", commonvoice("11.0", "hi"), []),
+    "Common Voice 16.1": ("commonvoice", "te", commonvoice("16.1"), []),
+    "Common Voice 17": ("commonvoice", "te", commonvoice("17.0"), []),
+    "Common Voice 26": (
+        *("commonvoice", "te", commonvoice("26.0")),
+        ["--local_data_opts", "--release 26.0 --train_from validated"],
+    ),
+    "MLS opus": ("mls", "it", mls("opus"), ["--local_data_opts", "--handles 9hr"]),
+    "MLS flac": ("mls", "it", mls("flac"), []),
+    "Kathbath noisy": (
+        *("ai4bharat", "pa", ai4bharat("Kathbath")),
+        ["--further_tests", "kathbath:test_noisy kathbath:test_known"],
+    ),
+    "Kathbath parquet": ("ai4bharat", "pa", ai4bharat("Kathbath of the hub", "kathbath"), []),
+    "IndicVoices": (
+        *("ai4bharat", "pa", ai4bharat("IndicVoices", "indicvoices")),
+        ["--sources", "pa:indicvoices"],
+    ),
+    "Shrutilipi": (
+        *("ai4bharat", "pa", ai4bharat("Shrutilipi", "shrutilipi")),
+        ["--sources", "pa:shrutilipi"],
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAID_OUT)
+def test_data_stages_on_every_layout(layout, tmp_path):
+    recipe, lang, make, words = LAID_OUT[layout]
+    (tmp_path / "corpus").mkdir()
+    name = make(tmp_path / "corpus")
+    done = subprocess.run(
+        [
+            *(EGS / recipe / "moe1/run.sh", "--corpus_dir", tmp_path / "corpus"),
+            *("--langs", lang, "--stage", "1", "--stop_stage", "4"),
+            *(word for n in ("data", "dump", "exp") for word in (f"--{n}dir", tmp_path / n)),
+            *words,
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    sets = {path.name for path in (tmp_path / "dump/raw").iterdir() if path.is_dir()}
+    further = words[1].split() if "--further_tests" in words else []
+    wanted = {f"{split}_{lang}" for split in ("train", "dev", "test")}
+    wanted |= {entry.replace(":", f"_{lang}_") for entry in further}
+    assert wanted <= sets
+    for one in sorted(sets):
+        validate_datadir(tmp_path / "dump/raw" / one, check_audio=True)
+        assert load_datadir(tmp_path / "dump/raw" / one).corpora == (name,)
+    stats = json.loads((tmp_path / f"exp/stats/train_{lang}/stats.json").read_text())
+    assert stats["utterances"] > 0 and stats["skipped"] == 0
 
 
 def download(tmp_path: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:

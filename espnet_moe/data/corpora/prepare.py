@@ -22,6 +22,7 @@ from espnet_moe.data.corpora.shrutilipi import read_shrutilipi
 from espnet_moe.data.datadir import write_datadir
 from espnet_moe.data.extras import Extras
 from espnet_moe.data.files import listed, write_text
+from espnet_moe.data.sources import parse_source
 from espnet_moe.data.utterance import Utterance
 
 # What each is called where results tell what they were measured on.
@@ -109,6 +110,8 @@ def prepare_corpus(options: PrepareOptions, out: str | Path) -> CorpusChecks:
     if options.corpus == "commonvoice":
         release = release_of(find_locale(options.root, options.language, options.release))
     name = NAMES[options.corpus] + (f" {release}" if release else "")
+    if options.corpus == "kathbath" and parse_source(utterances[0].audio).row is not None:
+        name += " of the hub"  # whose test set is not the published one
     kept = drop_bad_audio(utterances, checks, options.allow_bad_test_audio)
     for split in dict.fromkeys(utt.split for utt in utterances):
         skipped = {
