@@ -1,0 +1,135 @@
+r"""Analyse experts and results: numbers in <out>/<name>.json, pictures beside them.
+
+Each analysis reads what the stages have left, and says in its JSON what it asks, how, on how many,
+from which papers, and what was not available and why. `<name> --help` has an example of each.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from espnet_moe.bin import cli
+
+if TYPE_CHECKING:
+    from espnet_moe.analysis.record import Analysis
+
+_EXAMPLES = {
+    "similarity": r"""How alike experts are: updates, subspaces; with a backbone, frames.
+
+Example:
+  python -m espnet_moe.bin.analyze similarity --backbone whisper_mini \
+    --experts hi=exp/expert_hi/expert it=exp/expert_it/expert --families conf/families.yaml \
+    --data dump/raw/test_hi dump/raw/test_it --out exp/analysis""",
+    "spectrum": r"""How many directions of each layer experts use.
+
+Example:
+  python -m espnet_moe.bin.analyze spectrum --out exp/analysis \
+    --experts hi=exp/expert_hi/expert it=exp/expert_it/expert""",
+}
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Options of the command line."""
+    parser = cli.parser(__doc__, "analyze")
+    names = parser.add_subparsers(dest="name", required=True, metavar="name")
+    made = {}
+    for name, text in _EXAMPLES.items():
+        made[name] = names.add_parser(
+            name,
+            help=text.splitlines()[0],
+            description=text,
+            formatter_class=parser.formatter_class,
+            allow_abbrev=False,
+        )
+        made[name].add_argument("--out", type=Path, required=True, help="folder to write to")
+        made[name].add_argument("--seed", type=int, default=0, help="of everything drawn")
+    for name in ("similarity", "spectrum"):
+        made[name].add_argument(
+            "--experts", nargs="+", required=True, metavar="NAME=FOLDER", help="of each expert"
+        )
+    _add_passes(made["similarity"], needed=False, utterances=50)
+    _add_families(made["similarity"])
+    made["similarity"].add_argument(
+        "--max_frames", type=int, default=2000, help="of each language, for CKA"
+    )
+    made["similarity"].add_argument(
+        "--permutations", type=int, default=9999, help="of the correlation test, at most"
+    )
+    return parser
+
+
+def _add_families(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--families", help="YAML of language families, e.g. conf/families.yaml")
+
+
+def _add_passes(parser: argparse.ArgumentParser, needed: bool, utterances: int) -> None:
+    """Options of analyses that run the backbone."""
+    parser.add_argument("--backbone", required=needed, help="folder, file or hub name")
+    parser.add_argument("--context", default="variable", help="encoder input: variable or padded")
+    parser.add_argument(
+        "--data", nargs="+", required=needed, default=[], help="formatted data directories"
+    )
+    parser.add_argument(
+        "--utterances", type=int, default=utterances, help="drawn of each language; 0 for all"
+    )
+    parser.add_argument("--batch_size", type=int, default=16, help="utterances at once")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0 …")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Analyse, write, draw."""
+    args = get_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    # After parsing, so that --help and a mistyped option answer at once.
+    from espnet_moe.report.analysis_figures import write_analysis_figures
+
+    analysis: Analysis = _ANALYSES[args.name](args)
+    content = analysis.write(
+        args.out, shlex.join(["python", "-m", "espnet_moe.bin.analyze", *words])
+    )
+    figures = write_analysis_figures(args.out, content, analysis.arrays)
+    print(f"written: {args.out / analysis.name}.json and {len(figures)} pictures")
+    for what, why in analysis.not_available.items():
+        print(f"not available: {what}: {why}")
+
+
+def _similarity(args: argparse.Namespace) -> "Analysis":
+    from espnet_moe.analysis.similarity import similarity
+    from espnet_moe.analysis.updates import parse_folders, read_experts
+
+    folders = parse_folders(args.experts)
+    experts = read_experts(folders, at_least=2)
+    representations = None
+    if args.backbone and args.data:
+        from espnet_moe.analysis import passes
+
+        subject = passes.load_subject(args.backbone, args.context, folders, args.device)
+        seconds = subject.backbone.max_seconds
+        drawn = passes.draw_utterances(args.data, args.utterances, seconds, args.seed)
+        representations = {
+            language: passes.represent(
+                subject,
+                passes.make_batches(subject, utterances, args.batch_size),
+                args.max_frames,
+                args.seed,
+            )
+            for language, utterances in drawn.items()
+        }
+    return similarity(experts, args.families, representations, args.permutations, args.seed)
+
+
+def _spectrum(args: argparse.Namespace) -> "Analysis":
+    from espnet_moe.analysis.spectrum import spectrum
+    from espnet_moe.analysis.updates import parse_folders, read_experts
+
+    return spectrum(read_experts(parse_folders(args.experts)))
+
+
+_ANALYSES = {"similarity": _similarity, "spectrum": _spectrum}
+
+
+if __name__ == "__main__":
+    cli.run(main)

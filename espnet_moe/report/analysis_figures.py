@@ -1,0 +1,161 @@
+"""Pictures of analyses, drawn from what their JSON files say."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from espnet_moe.report.drawing import save_figure
+
+Content = Mapping[str, Any]
+Draw = Callable[[Any], None]
+
+
+def write_analysis_figures(
+    out: Path, content: Content, arrays: Mapping[str, np.ndarray]
+) -> list[Path]:
+    """Draw the pictures of one analysis: ``<out>/<name>_<picture>.{png,svg}``.
+
+    Args:
+        out: The folder of the analysis.
+        content: Of its JSON.
+        arrays: Of its npz, where it has one.
+
+    Returns:
+        The files written; none where there is nothing to draw, or matplotlib is not installed.
+    """
+    wanted = _PICTURES[content["name"]](content["results"], arrays)
+    written = []
+    for name, draw in wanted.items():
+        written += save_figure(out / f"{content['name']}_{name}", draw)
+    return written
+
+
+def _similarity(results: Content, arrays: Mapping[str, np.ndarray]) -> dict[str, Draw]:
+    wanted: dict[str, Draw] = {
+        "cosine": partial(_heat_maps, maps=[("cosine of updates", results["cosine"])], low=-1.0),
+        "overlap": partial(
+            _heat_maps,
+            maps=[
+                (f"{what}: chance {results['overlap_chance'][what]:.3f}", results["overlap"][what])
+                for what in ("written", "read")
+            ],
+        ),
+    }
+    if "cka" in results:
+        maps = [
+            (f"{name}: {own['frames']} frames", {**own["layers"][-1], "names": own["names"]})
+            for name, own in results["cka"].items()
+        ]
+        wanted["cka"] = partial(_heat_maps, maps=maps)
+    if results["linkage"]:
+        wanted["dendrogram"] = partial(_dendrograms, linkages=results["linkage"])
+    return wanted
+
+
+def _spectrum(results: Content, arrays: Mapping[str, np.ndarray]) -> dict[str, Draw]:
+    return {
+        "energy": partial(_energy, experts=results["experts"]),
+        "effective_rank": partial(_effective_rank, experts=results["experts"]),
+    }
+
+
+_PICTURES: dict[str, Callable[[Content, Mapping[str, np.ndarray]], dict[str, Draw]]] = {
+    "similarity": _similarity,
+    "spectrum": _spectrum,
+}
+
+
+def _heat_maps(
+    figure: Any,
+    maps: Sequence[tuple[str, Content]],
+    low: float = 0.0,
+    high: float = 1.0,
+    labels: tuple[str, str] = ("", ""),
+    colours: str = "",
+    decimals: int = 2,
+) -> None:
+    """Matrices side by side: ``names`` (or ``rows`` and ``columns``), ``values``.
+
+    One colour scale serves all, centred where it has two sides.
+    """
+    across = len(maps) if len(maps) <= 3 else min(4, -(-len(maps) // 2))
+    down = -(-len(maps) // across)
+    size = max(len(each.get("rows", each.get("names", ()))) for _, each in maps)
+    figure.set_size_inches(across * max(3.0, 0.55 * size + 1.2), down * max(2.8, 0.5 * size + 1.0))
+    places = figure.subplots(down, across, squeeze=False).ravel()
+    colours = colours or ("RdBu_r" if low < 0 else "Blues")
+    image = None
+    for axes, (title, each) in zip(places, maps, strict=False):
+        values = np.array(each["values"], dtype=float)  # None: not known
+        image = axes.imshow(values, cmap=colours, vmin=low, vmax=high)
+        for (y, x), value in np.ndenumerate(values):
+            if np.isnan(value):
+                continue
+            share = abs(2 * (value - low) / (high - low) - 1) if low < 0 else value / high
+            axes.text(
+                *(x, y, f"{value:.{decimals}f}"),
+                ha="center",
+                va="center",
+                fontsize="small",
+                color="white" if share > 0.6 else "black",
+            )
+        rows, columns = each.get("rows", each.get("names")), each.get("columns", each.get("names"))
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set(xlabel=labels[0], ylabel=labels[1])
+        axes.set_title(title, fontsize="medium")
+    for axes in places[len(maps) :]:
+        axes.axis("off")
+    if image is not None:
+        figure.colorbar(image, ax=list(places), shrink=0.8)
+
+
+def _dendrograms(figure: Any, linkages: Mapping[str, Content]) -> None:
+    from scipy.cluster.hierarchy import dendrogram
+
+    figure.set_size_inches(3.6 * len(linkages), 3.2)
+    places = figure.subplots(1, len(linkages), squeeze=False)[0]
+    for axes, (what, own) in zip(places, linkages.items(), strict=True):
+        dendrogram(
+            np.array(own["tree"], dtype=float),
+            labels=list(own["names"]),
+            ax=axes,
+            color_threshold=0,
+            above_threshold_color="C0",
+        )
+        axes.set(title=f"by {what}", ylabel="1 − similarity")
+
+
+def _energy(figure: Any, experts: Mapping[str, Content]) -> None:
+    groups = [g for g in ("encoder", "decoder") if g in next(iter(experts.values()))["means"]]
+    groups = groups or ["all"]
+    figure.set_size_inches(4.2 * len(groups), 3.2)
+    places = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+    for axes, group in zip(places, groups, strict=True):
+        for name, own in experts.items():
+            curve = own["means"][group]["energy"]
+            axes.plot(range(1, len(curve) + 1), curve, label=name)
+        axes.set(
+            title=group, xlabel="directions", ylabel="energy, mean over layers", ylim=(0, 1.02)
+        )
+        axes.grid(alpha=0.3)
+    places[-1].legend(fontsize="small")
+
+
+def _effective_rank(figure: Any, experts: Mapping[str, Content]) -> None:
+    means = next(iter(experts.values()))["means"]
+    # Layers are named "encoder.3"; kinds and parts have other places to be seen.
+    layers = [group for group in means if group.rpartition(".")[0] in ("encoder", "decoder")]
+    layers = layers or ["all"]
+    figure.set_size_inches(max(4.0, 0.5 * len(layers) + 2), 3.2)
+    axes = figure.subplots()
+    for name, own in experts.items():
+        values = [own["means"][layer]["effective_rank"] for layer in layers]
+        axes.plot(range(len(layers)), values, "o-", label=name)
+    axes.set_xticks(range(len(layers)), layers, rotation=45, ha="right")
+    axes.set(ylabel="effective rank, mean over modules", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
