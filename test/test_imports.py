@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "espnet_moe"
 
 # A part may import itself and what stands in the rows above its own. `decoding` is above `model`,
-# which measures word error rates in training with its search; `analysis` decodes but trains nothing.
+# which measures word error rates in training with its search; `analysis` trains nothing.
 ROWS = [
     {"errors", "__init__"},
     {"files", "config", "stamps"},

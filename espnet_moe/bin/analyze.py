@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from espnet_moe.bin import cli
 
 if TYPE_CHECKING:
+    from espnet_moe.analysis.decodings import Decoded
     from espnet_moe.analysis.record import Analysis
 
 _EXAMPLES = {
@@ -28,6 +29,11 @@ Example:
 Example:
   python -m espnet_moe.bin.analyze spectrum --out exp/analysis \
     --experts hi=exp/expert_hi/expert it=exp/expert_it/expert""",
+    "significance": r"""Which differences between decoded systems are more than chance.
+
+Example:
+  python -m espnet_moe.bin.analyze significance --exp exp/whisper_mini --data_root dump/raw \
+    --inference_tag decode_greedy --out exp/whisper_mini/analysis""",
 }
 
 
@@ -58,7 +64,32 @@ def get_parser() -> argparse.ArgumentParser:
     made["similarity"].add_argument(
         "--permutations", type=int, default=9999, help="of the correlation test, at most"
     )
+    _add_decoded(made["significance"])
     return parser
+
+
+def _add_decoded(parser: argparse.ArgumentParser) -> None:
+    """Options of analyses that read what systems have decoded."""
+    parser.add_argument("--exp", type=Path, required=True, help="experiment folder")
+    parser.add_argument(
+        "--data_root", type=Path, default=Path("dump/raw"), help="folder of the data dirs"
+    )
+    parser.add_argument("--inference_tag", required=True, help="decode folder of each system")
+    parser.add_argument(
+        "--systems", nargs="+", default=[], help="folders in --exp; all of results.json without"
+    )
+    parser.add_argument(
+        "--test_sets", nargs="+", default=[], help="data dirs; those of one language without"
+    )
+    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap draws")
+
+
+def _decoded(args: argparse.Namespace) -> "Decoded":
+    from espnet_moe.analysis.decodings import Decoded
+
+    return Decoded(
+        args.exp, args.data_root, args.inference_tag, tuple(args.systems), tuple(args.test_sets)
+    )
 
 
 def _add_families(parser: argparse.ArgumentParser) -> None:
@@ -128,7 +159,17 @@ def _spectrum(args: argparse.Namespace) -> "Analysis":
     return spectrum(read_experts(parse_folders(args.experts)))
 
 
-_ANALYSES = {"similarity": _similarity, "spectrum": _spectrum}
+def _significance(args: argparse.Namespace) -> "Analysis":
+    from espnet_moe.analysis.significance import significance
+
+    return significance(_decoded(args), args.resamples, args.seed)
+
+
+_ANALYSES = {
+    "similarity": _similarity,
+    "spectrum": _spectrum,
+    "significance": _significance,
+}
 
 
 if __name__ == "__main__":

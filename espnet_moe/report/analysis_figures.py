@@ -62,9 +62,32 @@ def _spectrum(results: Content, arrays: Mapping[str, np.ndarray]) -> dict[str, D
     }
 
 
+def _significance(results: Content, arrays: Mapping[str, np.ndarray]) -> dict[str, Draw]:
+    systems = list(results["systems"])
+    maps = []
+    for name in dict.fromkeys(row["set"] for row in results["rows"]):
+        values: list[list[float | None]] = [[None] * len(systems) for _ in systems]
+        marks = [["" for _ in systems] for _ in systems]
+        for row in results["rows"]:
+            if row["set"] == name:
+                i, j = systems.index(row["first"]), systems.index(row["second"])
+                values[i][j], values[j][i] = row["difference"], -row["difference"]
+                marks[i][j] = marks[j][i] = "*" if row["mapsswe_significant"] else ""
+        maps.append((f"{name}: WER of row less column", _map(systems, values, marks)))
+    if not maps:
+        return {}
+    limit = max(abs(row["difference"]) for row in results["rows"]) or 1.0
+    return {"differences": partial(_heat_maps, maps=maps, low=-limit, high=limit, decimals=1)}
+
+
+def _map(names: Sequence[str], values: Any, marks: Any) -> Content:
+    return {"names": names, "values": values, "marks": marks}
+
+
 _PICTURES: dict[str, Callable[[Content, Mapping[str, np.ndarray]], dict[str, Draw]]] = {
     "similarity": _similarity,
     "spectrum": _spectrum,
+    "significance": _significance,
 }
 
 
@@ -77,7 +100,7 @@ def _heat_maps(
     colours: str = "",
     decimals: int = 2,
 ) -> None:
-    """Matrices side by side: ``names`` (or ``rows`` and ``columns``), ``values``.
+    """Matrices side by side: ``names`` (or ``rows`` and ``columns``), ``values``, and ``marks``.
 
     One colour scale serves all, centred where it has two sides.
     """
@@ -95,15 +118,17 @@ def _heat_maps(
             if np.isnan(value):
                 continue
             share = abs(2 * (value - low) / (high - low) - 1) if low < 0 else value / high
+            mark = each["marks"][y][x] if "marks" in each else ""
             axes.text(
-                *(x, y, f"{value:.{decimals}f}"),
+                *(x, y, f"{value:.{decimals}f}{mark}"),
                 ha="center",
                 va="center",
                 fontsize="small",
                 color="white" if share > 0.6 else "black",
             )
         rows, columns = each.get("rows", each.get("names")), each.get("columns", each.get("names"))
-        axes.set_xticks(range(len(columns)), columns)
+        turned = 45 if max(map(len, columns)) > 5 else 0
+        axes.set_xticks(range(len(columns)), columns, rotation=turned)
         axes.set_yticks(range(len(rows)), rows)
         axes.set(xlabel=labels[0], ylabel=labels[1])
         axes.set_title(title, fontsize="medium")
