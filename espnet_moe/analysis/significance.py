@@ -15,6 +15,7 @@ from espnet_moe.scoring.folders import ALL
 
 GOOD_WORDS = 2  # in a row, right in both systems: what bounds a segment
 LEVEL = 0.05
+RESAMPLES = 10_000  # p-values that are multiplied by the number of tests need many draws
 FEW_SEGMENTS = 50  # below this many the normal approximation is doubtful
 
 SOURCES = (
@@ -131,7 +132,7 @@ def bootstrap_p(differences: np.ndarray) -> float:
     return float(min(1.0, 2 * (1 + min(below, above)) / (1 + draws)))
 
 
-def significance(which: Decoded, resamples: int = 2000, seed: int = 0) -> Analysis:
+def significance(which: Decoded, resamples: int = RESAMPLES, seed: int = 0) -> Analysis:
     """Compare every pair of systems, set by set and over all sets together."""
     if resamples < 1000:
         raise UserError(f"--resamples is {resamples}; a test needs at least 1000")
@@ -160,6 +161,11 @@ def significance(which: Decoded, resamples: int = 2000, seed: int = 0) -> Analys
         for row, p in zip(rows, adjusted, strict=True):
             row[f"{kind}_p_holm"] = p
             row[f"{kind}_significant"] = p is not None and p < LEVEL
+    if 2 * len(rows) / (1 + resamples) >= LEVEL:
+        missing["bootstrap_significant"] = (
+            f"{resamples} draws tell no adjusted p below {LEVEL} for {len(rows)} comparisons: ask "
+            f"for --resamples {int(2 * len(rows) / LEVEL) + 1} or more, or for fewer systems"
+        )
     return Analysis(
         name="significance",
         title="Significance of differences between systems",

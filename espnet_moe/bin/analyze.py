@@ -64,11 +64,11 @@ def get_parser() -> argparse.ArgumentParser:
     made["similarity"].add_argument(
         "--permutations", type=int, default=9999, help="of the correlation test, at most"
     )
-    _add_decoded(made["significance"])
+    _add_decoded(made["significance"], resamples=10000)
     return parser
 
 
-def _add_decoded(parser: argparse.ArgumentParser) -> None:
+def _add_decoded(parser: argparse.ArgumentParser, resamples: int) -> None:
     """Options of analyses that read what systems have decoded."""
     parser.add_argument("--exp", type=Path, required=True, help="experiment folder")
     parser.add_argument(
@@ -81,7 +81,7 @@ def _add_decoded(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--test_sets", nargs="+", default=[], help="data dirs; those of one language without"
     )
-    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap draws")
+    parser.add_argument("--resamples", type=int, default=resamples, help="bootstrap draws")
 
 
 def _decoded(args: argparse.Namespace) -> "Decoded":

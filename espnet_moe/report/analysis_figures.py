@@ -120,7 +120,7 @@ def _heat_maps(
             share = abs(2 * (value - low) / (high - low) - 1) if low < 0 else value / high
             mark = each["marks"][y][x] if "marks" in each else ""
             axes.text(
-                *(x, y, f"{value:.{decimals}f}{mark}"),
+                *(x, y, f"{round(float(value), decimals) + 0.0:.{decimals}f}{mark}"),
                 ha="center",
                 va="center",
                 fontsize="small",

@@ -117,13 +117,15 @@ def test_planted_systems(experiment):
     assert not row["mapsswe_significant"] and not row["bootstrap_significant"]
     assert row["mapsswe_p"] <= row["mapsswe_p_holm"]
     assert "decode the set first" in content["not_available"]["none on test_it"]
+    assert "bootstrap_significant" not in content["not_available"]
 
 
 def test_the_interval_is_that_of_scoring(experiment):
     which = Decoded(
         experiment / "exp", experiment / "raw", "greedy", ("baseline", "hard"), ("test_it",)
     )
-    row = significance(which, 1000, 4).results["rows"][0]
+    found = significance(which, 1000, 4)
+    row = found.results["rows"][0]
     counts = [d.counts for d in which.read()[0]]
     draws = [bootstrap_rates(c.errors, c.lengths, 1000, (4, 60)) for c in counts]
     assert row["interval"] == pytest.approx(tuple(np.percentile(draws[0] - draws[1], [2.5, 97.5])))
