@@ -34,6 +34,12 @@ Example:
 Example:
   python -m espnet_moe.bin.analyze significance --exp exp/whisper_mini --data_root dump/raw \
     --inference_tag decode_greedy --out exp/whisper_mini/analysis""",
+    "layers": r"""Which layers of experts matter: each switched off, and each alone.
+
+Example:
+  python -m espnet_moe.bin.analyze layers --backbone whisper_mini --utterances 50 \
+    --experts hi=exp/expert_hi/expert it=exp/expert_it/expert \
+    --data dump/raw/test_hi dump/raw/test_it --out exp/analysis""",
 }
 
 
@@ -52,7 +58,7 @@ def get_parser() -> argparse.ArgumentParser:
         )
         made[name].add_argument("--out", type=Path, required=True, help="folder to write to")
         made[name].add_argument("--seed", type=int, default=0, help="of everything drawn")
-    for name in ("similarity", "spectrum"):
+    for name in ("similarity", "spectrum", "layers"):
         made[name].add_argument(
             "--experts", nargs="+", required=True, metavar="NAME=FOLDER", help="of each expert"
         )
@@ -65,6 +71,11 @@ def get_parser() -> argparse.ArgumentParser:
         "--permutations", type=int, default=9999, help="of the correlation test, at most"
     )
     _add_decoded(made["significance"], resamples=10000)
+    _add_passes(made["layers"], needed=True, utterances=40)
+    made["layers"].add_argument(
+        "--wer", type=cli.boolean, default=False, help="decode with each layer off, too"
+    )
+    made["layers"].add_argument("--resamples", type=int, default=2000, help="bootstrap draws")
     return parser
 
 
@@ -165,10 +176,24 @@ def _significance(args: argparse.Namespace) -> "Analysis":
     return significance(_decoded(args), args.resamples, args.seed)
 
 
+def _layers(args: argparse.Namespace) -> "Analysis":
+    from espnet_moe.analysis import passes
+    from espnet_moe.analysis.layers import layers
+    from espnet_moe.analysis.updates import parse_folders, read_experts
+
+    folders = parse_folders(args.experts)
+    languages = read_experts(folders).languages
+    subject = passes.load_subject(args.backbone, args.context, folders, args.device)
+    seconds = subject.backbone.max_seconds
+    drawn = passes.draw_utterances(args.data, args.utterances, seconds, args.seed)
+    return layers(subject, drawn, languages, args.batch_size, args.wer, args.resamples, args.seed)
+
+
 _ANALYSES = {
     "similarity": _similarity,
     "spectrum": _spectrum,
     "significance": _significance,
+    "layers": _layers,
 }
 
 

@@ -84,10 +84,57 @@ def _map(names: Sequence[str], values: Any, marks: Any) -> Content:
     return {"names": names, "values": values, "marks": marks}
 
 
+def _layers(results: Content, arrays: Mapping[str, np.ndarray]) -> dict[str, Draw]:
+    experts = results["experts"]
+    if not experts:
+        return {}
+    groups = list(next(iter(experts.values()))["groups"])
+    places = [g for g in groups if g.split(".")[0] in ("encoder", "decoder", "other")]
+    kinds = [group for group in groups if group not in places]
+    maps = [
+        (
+            f"share of the gain: {title}",
+            {
+                "rows": list(experts),
+                "columns": kinds,
+                "values": [
+                    [own["groups"][k][what]["share"] for k in kinds] for own in experts.values()
+                ],
+            },
+        )
+        for what, title in (("off", "lost without"), ("alone", "reached alone"))
+    ]
+    return {
+        "places": partial(_importance, experts=experts, groups=places),
+        **({"kinds": partial(_heat_maps, maps=maps)} if kinds else {}),
+    }
+
+
+def _importance(figure: Any, experts: Mapping[str, Content], groups: Sequence[str]) -> None:
+    figure.set_size_inches(max(8.0, 1.1 * len(groups) * 2), 3.4)
+    panels = (("off", "change", "loss when off: change"), ("alone", "gain", "gain when alone"))
+    for axes, (what, key, title) in zip(figure.subplots(1, 2), panels, strict=True):
+        width = 0.8 / len(experts)
+        for number, (name, own) in enumerate(experts.items()):
+            cells = [own["groups"][group][what] for group in groups]
+            values = [cell[key] for cell in cells]
+            ends = [
+                [max(0.0, v - cell["interval"][0]) for v, cell in zip(values, cells, strict=True)],
+                [max(0.0, cell["interval"][1] - v) for v, cell in zip(values, cells, strict=True)],
+            ]
+            places = [p + (number - (len(experts) - 1) / 2) * width for p in range(len(groups))]
+            axes.bar(places, values, width, yerr=ends, label=name, error_kw={"elinewidth": 0.8})
+        axes.set_xticks(range(len(groups)), groups, rotation=45, ha="right")
+        axes.axhline(0, color="black", linewidth=0.6)
+        axes.set(title=title, ylabel="nats a token (95 % interval)")
+    axes.legend(fontsize="small")
+
+
 _PICTURES: dict[str, Callable[[Content, Mapping[str, np.ndarray]], dict[str, Draw]]] = {
     "similarity": _similarity,
     "spectrum": _spectrum,
     "significance": _significance,
+    "layers": _layers,
 }
 
 
@@ -106,8 +153,12 @@ def _heat_maps(
     """
     across = len(maps) if len(maps) <= 3 else min(4, -(-len(maps) // 2))
     down = -(-len(maps) // across)
-    size = max(len(each.get("rows", each.get("names", ()))) for _, each in maps)
-    figure.set_size_inches(across * max(3.0, 0.55 * size + 1.2), down * max(2.8, 0.5 * size + 1.0))
+    high_up, wide = (max(len(_names(each, side)) for _, each in maps) for side in _SIDES)
+    longest = max(len(name) for _, each in maps for name in _names(each, "columns"))
+    figure.set_size_inches(
+        across * max(3.0, 0.55 * wide + 1.2),
+        down * (max(1.8, 0.5 * high_up + 0.6) + 0.05 * longest),
+    )
     places = figure.subplots(down, across, squeeze=False).ravel()
     colours = colours or ("RdBu_r" if low < 0 else "Blues")
     image = None
@@ -126,9 +177,12 @@ def _heat_maps(
                 fontsize="small",
                 color="white" if share > 0.6 else "black",
             )
-        rows, columns = each.get("rows", each.get("names")), each.get("columns", each.get("names"))
-        turned = 45 if max(map(len, columns)) > 5 else 0
-        axes.set_xticks(range(len(columns)), columns, rotation=turned)
+        rows, columns = (_names(each, side) for side in _SIDES)
+        axes.set_xticks(range(len(columns)), columns)
+        if longest > 5:
+            axes.tick_params(axis="x", rotation=45)
+            for label in axes.get_xticklabels():
+                label.set(horizontalalignment="right", rotation_mode="anchor")
         axes.set_yticks(range(len(rows)), rows)
         axes.set(xlabel=labels[0], ylabel=labels[1])
         axes.set_title(title, fontsize="medium")
@@ -136,6 +190,13 @@ def _heat_maps(
         axes.axis("off")
     if image is not None:
         figure.colorbar(image, ax=list(places), shrink=0.8)
+
+
+_SIDES = ("rows", "columns")
+
+
+def _names(each: Content, side: str) -> list[str]:
+    return list(each[side] if side in each else each["names"])
 
 
 def _dendrograms(figure: Any, linkages: Mapping[str, Content]) -> None:
