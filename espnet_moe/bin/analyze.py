@@ -40,6 +40,11 @@ Example:
   python -m espnet_moe.bin.analyze layers --backbone whisper_mini --utterances 50 \
     --experts hi=exp/expert_hi/expert it=exp/expert_it/expert \
     --data dump/raw/test_hi dump/raw/test_it --out exp/analysis""",
+    "errors": r"""What kinds of errors systems make: by sound, vocabulary, number, script, in loops.
+
+Example:
+  python -m espnet_moe.bin.analyze errors --exp exp/whisper_mini --inference_tag decode_greedy \
+    --data_root dump/raw --train hi=dump/raw/train_hi it=dump/raw/train_it --out exp/analysis""",
 }
 
 
@@ -71,6 +76,14 @@ def get_parser() -> argparse.ArgumentParser:
         "--permutations", type=int, default=9999, help="of the correlation test, at most"
     )
     _add_decoded(made["significance"], resamples=10000)
+    _add_decoded(made["errors"], resamples=1000)
+    made["errors"].add_argument(
+        "--train",
+        nargs="+",
+        default=[],
+        metavar="LANGUAGE=FOLDER",
+        help="data dirs of the training texts, for words out of the vocabulary",
+    )
     _add_passes(made["layers"], needed=True, utterances=40)
     made["layers"].add_argument(
         "--wer", type=cli.boolean, default=False, help="decode with each layer off, too"
@@ -189,11 +202,18 @@ def _layers(args: argparse.Namespace) -> "Analysis":
     return layers(subject, drawn, languages, args.batch_size, args.wer, args.resamples, args.seed)
 
 
+def _errors(args: argparse.Namespace) -> "Analysis":
+    from espnet_moe.analysis.errors import errors, read_vocabularies
+
+    return errors(_decoded(args), read_vocabularies(args.train), args.resamples, args.seed)
+
+
 _ANALYSES = {
     "similarity": _similarity,
     "spectrum": _spectrum,
     "significance": _significance,
     "layers": _layers,
+    "errors": _errors,
 }
 
 

@@ -130,11 +130,39 @@ def _importance(figure: Any, experts: Mapping[str, Content], groups: Sequence[st
     axes.legend(fontsize="small")
 
 
+def _errors(results: Content, arrays: Mapping[str, np.ndarray]) -> dict[str, Draw]:
+    return {"kinds": partial(_error_kinds, results=results)} if results["rows"] else {}
+
+
+def _error_kinds(figure: Any, results: Content) -> None:
+    columns = list(dict.fromkeys((row["set"], row["language"]) for row in results["rows"]))
+    across = min(4, len(columns))
+    down = -(-len(columns) // across)
+    figure.set_size_inches(across * 3.4, down * 3.4 + 0.8)
+    places = figure.subplots(down, across, squeeze=False).ravel()
+    for axes, (name, language) in zip(places, columns, strict=False):
+        rows = [r for r in results["rows"] if (r["set"], r["language"]) == (name, language)]
+        base = np.zeros(len(rows))
+        for number, category in enumerate(results["categories"]):
+            rates = np.array([row["categories"][category]["rate"] or 0.0 for row in rows])
+            colour = f"C{number}"
+            axes.bar(range(len(rows)), rates, 0.8, base, label=category, color=colour)
+            base += rates
+        axes.set_xticks(range(len(rows)), [r["system"] for r in rows], rotation=60, ha="right")
+        axes.set_title(f"{name} ({language})", fontsize="medium")
+    for axes in places[len(columns) :]:
+        axes.axis("off")
+    places[0].set_ylabel("errors per 100 words")
+    handles, labels = places[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize="small")
+
+
 _PICTURES: dict[str, Callable[[Content, Mapping[str, np.ndarray]], dict[str, Draw]]] = {
     "similarity": _similarity,
     "spectrum": _spectrum,
     "significance": _significance,
     "layers": _layers,
+    "errors": _errors,
 }
 
 
