@@ -45,6 +45,12 @@ Example:
 Example:
   python -m espnet_moe.bin.analyze errors --exp exp/whisper_mini --inference_tag decode_greedy \
     --data_root dump/raw --train hi=dump/raw/train_hi it=dump/raw/train_it --out exp/analysis""",
+    "routing": r"""What routers decide: gates, usage, calibration, switches over a spectrogram.
+
+Example:
+  python -m espnet_moe.bin.analyze routing --exp exp/whisper_mini --inference_tag decode_greedy \
+    --data_root dump/raw --codeswitch_sets test_cs_inter --codeswitch_systems frame segment \
+    --out exp/analysis""",
 }
 
 
@@ -84,6 +90,14 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="LANGUAGE=FOLDER",
         help="data dirs of the training texts, for words out of the vocabulary",
     )
+    _add_decoded(made["routing"], resamples=None)
+    for what, text in (("sets", "data dirs in --data_root"), ("systems", "folders in --exp")):
+        made["routing"].add_argument(
+            f"--codeswitch_{what}", nargs="+", default=[], help=f"{text}, to show in time"
+        )
+    made["routing"].add_argument(
+        "--examples", type=int, default=2, help="utterances shown of each code-switched set"
+    )
     _add_passes(made["layers"], needed=True, utterances=40)
     made["layers"].add_argument(
         "--wer", type=cli.boolean, default=False, help="decode with each layer off, too"
@@ -92,7 +106,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_decoded(parser: argparse.ArgumentParser, resamples: int) -> None:
+def _add_decoded(parser: argparse.ArgumentParser, resamples: int | None) -> None:
     """Options of analyses that read what systems have decoded."""
     parser.add_argument("--exp", type=Path, required=True, help="experiment folder")
     parser.add_argument(
@@ -105,7 +119,8 @@ def _add_decoded(parser: argparse.ArgumentParser, resamples: int) -> None:
     parser.add_argument(
         "--test_sets", nargs="+", default=[], help="data dirs; those of one language without"
     )
-    parser.add_argument("--resamples", type=int, default=resamples, help="bootstrap draws")
+    if resamples is not None:
+        parser.add_argument("--resamples", type=int, default=resamples, help="bootstrap draws")
 
 
 def _decoded(args: argparse.Namespace) -> "Decoded":
@@ -208,12 +223,22 @@ def _errors(args: argparse.Namespace) -> "Analysis":
     return errors(_decoded(args), read_vocabularies(args.train), args.resamples, args.seed)
 
 
+def _routing(args: argparse.Namespace) -> "Analysis":
+    from espnet_moe.analysis.routing import Switching, routing
+
+    switching = Switching(
+        tuple(args.codeswitch_systems), tuple(args.codeswitch_sets), args.examples
+    )
+    return routing(_decoded(args), switching, args.seed)
+
+
 _ANALYSES = {
     "similarity": _similarity,
     "spectrum": _spectrum,
     "significance": _significance,
     "layers": _layers,
     "errors": _errors,
+    "routing": _routing,
 }
 
 

@@ -136,11 +136,8 @@ def _errors(results: Content, arrays: Mapping[str, np.ndarray]) -> dict[str, Dra
 
 def _error_kinds(figure: Any, results: Content) -> None:
     columns = list(dict.fromkeys((row["set"], row["language"]) for row in results["rows"]))
-    across = min(4, len(columns))
-    down = -(-len(columns) // across)
-    figure.set_size_inches(across * 3.4, down * 3.4 + 0.8)
-    places = figure.subplots(down, across, squeeze=False).ravel()
-    for axes, (name, language) in zip(places, columns, strict=False):
+    places = _panels(figure, len(columns), height=4.2)
+    for axes, (name, language) in zip(places, columns, strict=True):
         rows = [r for r in results["rows"] if (r["set"], r["language"]) == (name, language)]
         base = np.zeros(len(rows))
         for number, category in enumerate(results["categories"]):
@@ -150,11 +147,108 @@ def _error_kinds(figure: Any, results: Content) -> None:
             base += rates
         axes.set_xticks(range(len(rows)), [r["system"] for r in rows], rotation=60, ha="right")
         axes.set_title(f"{name} ({language})", fontsize="medium")
-    for axes in places[len(columns) :]:
-        axes.axis("off")
     places[0].set_ylabel("errors per 100 words")
     handles, labels = places[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize="small")
+
+
+def _routing(results: Content, arrays: Mapping[str, np.ndarray]) -> dict[str, Draw]:
+    wanted: dict[str, Draw] = {}
+    # Of all sets together, where there are several.
+    whole = {system: list(sets.values())[-1] for system, sets in results["systems"].items()}
+    if whole:
+        maps = [
+            (
+                f"{system}: mean gate",
+                {
+                    "rows": list(own["languages"]),
+                    "columns": own["experts"],
+                    "values": [
+                        [cell["mean"][name] for name in own["experts"]]
+                        for cell in own["languages"].values()
+                    ],
+                },
+            )
+            for system, own in whole.items()
+        ]
+        wanted["usage"] = partial(_heat_maps, maps=maps, labels=("expert", "spoken"))
+        wanted["gates"] = partial(_gate_histograms, systems=whole)
+        wanted["calibration"] = partial(_reliability, systems=whole)
+    if results["in_time"]:
+        wanted["in_time"] = partial(_in_time, rows=results["in_time"], spectrograms=arrays)
+    return wanted
+
+
+def _panels(figure: Any, count: int, width: float = 3.4, height: float = 3.0) -> list[Any]:
+    """Places for so many pictures of one kind, four in a line."""
+    across = min(4, count)
+    down = -(-count // across)
+    figure.set_size_inches(across * width, down * height)
+    places = list(figure.subplots(down, across, squeeze=False).ravel())
+    for axes in places[count:]:
+        axes.axis("off")
+    return places[:count]
+
+
+def _gate_histograms(figure: Any, systems: Mapping[str, Content]) -> None:
+    for axes, (system, own) in zip(_panels(figure, len(systems)), systems.items(), strict=True):
+        for name, counts in own["histogram"].items():
+            edges = np.linspace(0, 1, len(counts) + 1)
+            axes.stairs(counts, edges, label=name)
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set(title=system, xlabel="gate", ylabel="utterances")
+    axes.legend(fontsize="small")
+
+
+def _reliability(figure: Any, systems: Mapping[str, Content]) -> None:
+    for axes, (system, own) in zip(_panels(figure, len(systems)), systems.items(), strict=True):
+        bins = own["calibration"]
+        filled = [n for n, count in enumerate(bins["count"]) if count]
+        right = [bins["accuracy"][n] for n in filled]
+        ends = [
+            [max(0.0, right[i] - bins["interval"][n][0]) for i, n in enumerate(filled)],
+            [max(0.0, bins["interval"][n][1] - right[i]) for i, n in enumerate(filled)],
+        ]
+        axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
+        axes.errorbar([bins["confidence"][n] for n in filled], right, ends, fmt="o", capsize=2)
+        ece = "-" if bins["ece"] is None else f"{bins['ece']:.3f}"
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="highest probability")
+        axes.set(ylabel="share that is right", title=f"{system}: ECE {ece}")
+
+
+def _in_time(figure: Any, rows: Sequence[Content], spectrograms: Mapping[str, np.ndarray]) -> None:
+    """A spectrogram an utterance; under it who spoke which language, and what was decided."""
+    by_utterance: dict[tuple[str, str], list[Content]] = {}
+    for row in rows:
+        by_utterance.setdefault((row["set"], row["utt_id"]), []).append(row)
+    names = {name for row in rows for part in ("spoken", "decided") for *_, name in row[part]}
+    colours = {name: f"C{number}" for number, name in enumerate(sorted(names))}
+    figure.set_size_inches(9, 2.6 * len(by_utterance))
+    for part, ((name, key), own) in zip(
+        figure.subfigures(len(by_utterance), 1, squeeze=False)[:, 0],
+        by_utterance.items(),
+        strict=True,
+    ):
+        above, below = part.subplots(
+            2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 0.5 + 0.5 * len(own)]}
+        )
+        end = own[0]["spoken"][-1][1]
+        picture = spectrograms[key].astype(np.float32)
+        above.imshow(
+            picture,
+            **{"origin": "lower", "aspect": "auto", "cmap": "Greys", "vmin": -70, "vmax": 0},
+            extent=(0, end, 0, 8),
+        )
+        above.set_ylabel("kHz")
+        above.set_title(f"{name}: {key}", fontsize="small")
+        lines = [("spoken", own[0]["spoken"]), *((row["system"], row["decided"]) for row in own)]
+        for y, (_, stretches) in enumerate(lines):
+            for start, stop, language in stretches:
+                below.barh(-y, stop - start, 0.8, start, color=colours[language])
+                middle = (start + stop) / 2
+                below.text(middle, -y, language, ha="center", va="center", fontsize="x-small")
+        below.set_yticks([-y for y in range(len(lines))], [label for label, _ in lines])
+        below.set(xlabel="seconds", xlim=(0, end))
 
 
 _PICTURES: dict[str, Callable[[Content, Mapping[str, np.ndarray]], dict[str, Draw]]] = {
@@ -163,6 +257,7 @@ _PICTURES: dict[str, Callable[[Content, Mapping[str, np.ndarray]], dict[str, Dra
     "significance": _significance,
     "layers": _layers,
     "errors": _errors,
+    "routing": _routing,
 }
 
 
