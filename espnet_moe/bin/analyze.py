@@ -51,6 +51,17 @@ Example:
   python -m espnet_moe.bin.analyze routing --exp exp/whisper_mini --inference_tag decode_greedy \
     --data_root dump/raw --codeswitch_sets test_cs_inter --codeswitch_systems frame segment \
     --out exp/analysis""",
+    "transfer": r"""What experts do for other languages than their own.
+
+Each language is given to each expert here (--backbone, --experts, --data), or the decodings of
+fixed experts are read (--exp, --inference_tag, --fixed EXPERT=SYSTEM).
+
+Example:
+  python -m espnet_moe.bin.analyze transfer --backbone whisper_mini --utterances 40 \
+    --experts hi=exp/expert_hi/expert it=exp/expert_it/expert --families conf/families.yaml \
+    --data dump/raw/test_hi dump/raw/test_it --out exp/analysis
+  python -m espnet_moe.bin.analyze transfer --exp exp/whisper_mini --inference_tag decode_greedy \
+    --fixed hi=fixed_hi it=fixed_it --families conf/families.yaml --out exp/analysis""",
 }
 
 
@@ -98,6 +109,22 @@ def get_parser() -> argparse.ArgumentParser:
     made["routing"].add_argument(
         "--examples", type=int, default=2, help="utterances shown of each code-switched set"
     )
+    _add_passes(made["transfer"], needed=False, utterances=40)
+    _add_families(made["transfer"])
+    made["transfer"].add_argument(
+        "--experts", nargs="+", default=[], metavar="NAME=FOLDER", help="of each expert"
+    )
+    made["transfer"].add_argument(
+        "--wer", type=cli.boolean, default=True, help="decode, besides the loss"
+    )
+    _add_decoded(made["transfer"], resamples=2000, needed=False)
+    made["transfer"].add_argument(
+        "--fixed", nargs="+", default=[], metavar="EXPERT=SYSTEM", help="folders in --exp"
+    )
+    made["transfer"].add_argument("--baseline", default="baseline", help="system of the base alone")
+    made["transfer"].add_argument(
+        "--curves", type=Path, help="learning curves: language, start, hours, wer between tabs"
+    )
     _add_passes(made["layers"], needed=True, utterances=40)
     made["layers"].add_argument(
         "--wer", type=cli.boolean, default=False, help="decode with each layer off, too"
@@ -106,13 +133,15 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_decoded(parser: argparse.ArgumentParser, resamples: int | None) -> None:
+def _add_decoded(
+    parser: argparse.ArgumentParser, resamples: int | None, needed: bool = True
+) -> None:
     """Options of analyses that read what systems have decoded."""
-    parser.add_argument("--exp", type=Path, required=True, help="experiment folder")
+    parser.add_argument("--exp", type=Path, required=needed, help="experiment folder")
     parser.add_argument(
         "--data_root", type=Path, default=Path("dump/raw"), help="folder of the data dirs"
     )
-    parser.add_argument("--inference_tag", required=True, help="decode folder of each system")
+    parser.add_argument("--inference_tag", required=needed, help="decode folder of each system")
     parser.add_argument(
         "--systems", nargs="+", default=[], help="folders in --exp; all of results.json without"
     )
@@ -232,6 +261,35 @@ def _routing(args: argparse.Namespace) -> "Analysis":
     return routing(_decoded(args), switching, args.seed)
 
 
+def _transfer(args: argparse.Namespace) -> "Analysis":
+    from espnet_moe.analysis import passes
+    from espnet_moe.analysis.transfer import read_all, read_curves, run_all, transfer
+    from espnet_moe.analysis.updates import parse_folders, read_experts
+    from espnet_moe.errors import UserError
+
+    curves = read_curves(args.curves) if args.curves else None
+    if args.fixed:
+        if not args.exp or not args.inference_tag:
+            raise UserError("--fixed needs --exp and --inference_tag: where the decodings are")
+        fixed = parse_folders(args.fixed)
+        cells, missing = read_all(_decoded(args), fixed, args.baseline)
+        languages: dict[str, Sequence[str]] = {expert: (expert,) for expert in fixed}
+        prompts = "the expert's own, where it is a language"
+    else:
+        if not args.backbone or not args.experts or not args.data:
+            raise UserError("give --backbone, --experts and --data, or --exp and --fixed")
+        folders = parse_folders(args.experts)
+        languages, missing = dict(read_experts(folders).languages), {}
+        subject = passes.load_subject(args.backbone, args.context, folders, args.device)
+        seconds = subject.backbone.max_seconds
+        drawn = passes.draw_utterances(args.data, args.utterances, seconds, args.seed)
+        cells = run_all(subject, drawn, args.batch_size, args.wer)
+        prompts = "of the language itself"
+    return transfer(
+        *(cells, languages, args.families, curves, prompts, missing, args.resamples, args.seed)
+    )
+
+
 _ANALYSES = {
     "similarity": _similarity,
     "spectrum": _spectrum,
@@ -239,6 +297,7 @@ _ANALYSES = {
     "layers": _layers,
     "errors": _errors,
     "routing": _routing,
+    "transfer": _transfer,
 }
 
 

@@ -251,6 +251,30 @@ def _in_time(figure: Any, rows: Sequence[Content], spectrograms: Mapping[str, np
         below.set(xlabel="seconds", xlim=(0, end))
 
 
+def _transfer(results: Content, arrays: Mapping[str, np.ndarray]) -> dict[str, Draw]:
+    wanted: dict[str, Draw] = {}
+    for measure, table in results["tables"].items():
+        maps = [
+            (f"{measure}: {title}", {**_sides(table), "values": table[key]})
+            for key, title in (("gain", "gain, %"), ("recovered", "recovered, %"))
+        ]
+        axes = ("spoken", "expert")
+        wanted[f"{measure}_gain"] = partial(
+            _heat_maps, maps=maps, low=-100, high=100, labels=axes, decimals=0
+        )
+        known = [rate for row in table["rate"] for rate in row if rate is not None]
+        unit, decimals = ("%", 1) if measure == "wer" else ("nats a token", 2)
+        rates = [(f"{measure}, {unit}", {**_sides(table), "values": table["rate"]})]
+        wanted[measure] = partial(
+            _heat_maps, maps=rates, high=max(known) or 1.0, labels=axes, decimals=decimals
+        )
+    return wanted
+
+
+def _sides(table: Content) -> dict[str, Any]:
+    return {side: table[side] for side in _SIDES}
+
+
 _PICTURES: dict[str, Callable[[Content, Mapping[str, np.ndarray]], dict[str, Draw]]] = {
     "similarity": _similarity,
     "spectrum": _spectrum,
@@ -258,6 +282,7 @@ _PICTURES: dict[str, Callable[[Content, Mapping[str, np.ndarray]], dict[str, Dra
     "layers": _layers,
     "errors": _errors,
     "routing": _routing,
+    "transfer": _transfer,
 }
 
 
