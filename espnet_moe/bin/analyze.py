@@ -62,6 +62,14 @@ Example:
     --data dump/raw/test_hi dump/raw/test_it --out exp/analysis
   python -m espnet_moe.bin.analyze transfer --exp exp/whisper_mini --inference_tag decode_greedy \
     --fixed hi=fixed_hi it=fixed_it --families conf/families.yaml --out exp/analysis""",
+    "probing": r"""What linear probes read from encoder layers, with and without the expert.
+
+The data need word timings (words.ctm); with phone timings in IPA (phones.ctm) frames are probed.
+
+Example:
+  python -m espnet_moe.bin.analyze probing --backbone whisper_mini --utterances 120 \
+    --experts hi=exp/expert_hi/expert it=exp/expert_it/expert \
+    --data dump/raw/test_hi dump/raw/test_it --out exp/analysis""",
 }
 
 
@@ -80,7 +88,7 @@ def get_parser() -> argparse.ArgumentParser:
         )
         made[name].add_argument("--out", type=Path, required=True, help="folder to write to")
         made[name].add_argument("--seed", type=int, default=0, help="of everything drawn")
-    for name in ("similarity", "spectrum", "layers"):
+    for name in ("similarity", "spectrum", "layers", "probing"):
         made[name].add_argument(
             "--experts", nargs="+", required=True, metavar="NAME=FOLDER", help="of each expert"
         )
@@ -125,6 +133,12 @@ def get_parser() -> argparse.ArgumentParser:
     made["transfer"].add_argument(
         "--curves", type=Path, help="learning curves: language, start, hours, wer between tabs"
     )
+    _add_passes(made["probing"], needed=True, utterances=120)
+    made["probing"].add_argument("--classes", type=int, default=20, help="words told apart")
+    made["probing"].add_argument(
+        "--max_tokens", type=int, default=3000, help="words or frames of each language, at most"
+    )
+    made["probing"].add_argument("--resamples", type=int, default=1000, help="bootstrap draws")
     _add_passes(made["layers"], needed=True, utterances=40)
     made["layers"].add_argument(
         "--wer", type=cli.boolean, default=False, help="decode with each layer off, too"
@@ -290,6 +304,23 @@ def _transfer(args: argparse.Namespace) -> "Analysis":
     )
 
 
+def _probing(args: argparse.Namespace) -> "Analysis":
+    from espnet_moe.analysis import passes
+    from espnet_moe.analysis.probing import probing, read_timings
+    from espnet_moe.analysis.updates import parse_folders, read_experts
+
+    folders = parse_folders(args.experts)
+    languages = read_experts(folders).languages
+    words, phones = read_timings(args.data)
+    subject = passes.load_subject(args.backbone, args.context, folders, args.device)
+    seconds = subject.backbone.max_seconds
+    drawn = passes.draw_utterances(args.data, args.utterances, seconds, args.seed)
+    return probing(
+        *(subject, drawn, languages, words, phones, args.classes, args.max_tokens),
+        *(args.batch_size, args.resamples, args.seed),
+    )
+
+
 _ANALYSES = {
     "similarity": _similarity,
     "spectrum": _spectrum,
@@ -298,6 +329,7 @@ _ANALYSES = {
     "errors": _errors,
     "routing": _routing,
     "transfer": _transfer,
+    "probing": _probing,
 }
 
 

@@ -275,6 +275,40 @@ def _sides(table: Content) -> dict[str, Any]:
     return {side: table[side] for side in _SIDES}
 
 
+def _probing(results: Content, arrays: Mapping[str, np.ndarray]) -> dict[str, Draw]:
+    return {
+        name: partial(_by_layer, results=results, key=name) for name in ("accuracy", "selectivity")
+    }
+
+
+def _by_layer(figure: Any, results: Content, key: str) -> None:
+    """A panel a task: the base dashed, the language's expert solid."""
+    layers, rows = results["layers"], results["rows"]
+    tasks = list(dict.fromkeys((row["task"], row["source"]) for row in rows))
+    languages = list(dict.fromkeys(row["language"] for row in rows))
+    places = _panels(figure, len(tasks))
+    for axes, (task, source) in zip(places, tasks, strict=True):
+        for number, language in enumerate(languages):
+            for base in (True, False):
+                values = {
+                    row["layer"]: row[key]
+                    for row in rows
+                    if (row["task"], row["source"], row["language"]) == (task, source, language)
+                    and (row["condition"] == "base") is base
+                }
+                axes.plot(
+                    range(len(layers)),
+                    [values.get(layer, np.nan) for layer in layers],
+                    "o--" if base else "o-",
+                    **{"color": f"C{number}", "markersize": 3, "linewidth": 1},
+                    label=None if base else language,
+                )
+        axes.set_xticks(range(len(layers)), layers)
+        axes.set(title=f"{task} ({source})", xlabel="encoder layers passed", ylabel=key)
+        axes.grid(alpha=0.3)
+    places[0].legend(fontsize="small", title="expert; base dashed", title_fontsize="x-small")
+
+
 _PICTURES: dict[str, Callable[[Content, Mapping[str, np.ndarray]], dict[str, Draw]]] = {
     "similarity": _similarity,
     "spectrum": _spectrum,
@@ -283,6 +317,7 @@ _PICTURES: dict[str, Callable[[Content, Mapping[str, np.ndarray]], dict[str, Dra
     "errors": _errors,
     "routing": _routing,
     "transfer": _transfer,
+    "probing": _probing,
 }
 
 
