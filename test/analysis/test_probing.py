@@ -8,12 +8,8 @@ from espnet_moe.analysis.passes import draw_utterances, encode, load_subject, ma
 from espnet_moe.analysis.probing import (
     WORD,
     Task,
-    Tokens,
-    collect,
     control_labels,
     feature_tasks,
-    frame_spans,
-    onsets,
     probe,
     probe_task,
     probing,
@@ -22,6 +18,7 @@ from espnet_moe.analysis.probing import (
     word_task,
 )
 from espnet_moe.analysis.timings import Span, read_ctm, spans_of
+from espnet_moe.analysis.tokens import Tokens, collect, frame_spans, onsets
 from espnet_moe.data.extras import Word
 from espnet_moe.errors import UserError
 
