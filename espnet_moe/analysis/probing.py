@@ -10,7 +10,7 @@ import numpy as np
 
 from espnet_moe.analysis.passes import BASE, Subject, make_batches
 from espnet_moe.analysis.phones import features
-from espnet_moe.analysis.record import Analysis
+from espnet_moe.analysis.record import About, Analysis
 from espnet_moe.analysis.timings import PHONES, Span, read_ctm, spans_of
 from espnet_moe.analysis.tokens import ONSET, Tokens, collect, frame_spans, onsets
 from espnet_moe.data.datadir import load_datadir
@@ -213,6 +213,33 @@ def read_timings(
     return words, phones
 
 
+ABOUT = About(
+    name="probing",
+    title="What frames tell a linear probe",
+    what="In which layers can phones and words be read, and does an expert make it easier?",
+    method=(
+        "Logistic regression on encoder states (means over the frames of a span), fitted on "
+        "some speakers and tested on others. Words: the most frequent ones of the language. "
+        "Features: of phones, frame by frame where phone timings are there, otherwise of the "
+        f"first phone of words in their first {ONSET:g} s. Control: the same probe on labels "
+        "that only memory can learn (a random value for every phone; shuffled labels for "
+        "words). Selectivity is accuracy less that of the control: where it is small, the "
+        "probe could tell the phones apart and have learnt their values by heart. Labels with "
+        f"fewer than {LEAST_PER_CLASS} training tokens are left out. Layer 0 is what enters "
+        "the first encoder layer. Intervals: 95 %, bootstrap over test utterances."
+    ),
+    sources=SOURCES,
+    units={
+        "accuracy": "0 to 1, on test tokens",
+        "majority": "0 to 1, of the most frequent training label",
+        "control": "0 to 1",
+        "selectivity": "accuracy less control",
+        "train": "tokens",
+        "test": "tokens",
+    },
+)
+
+
 def probing(
     subject: Subject,
     utterances: Mapping[str, Sequence[Utterance]],
@@ -243,32 +270,27 @@ def probing(
     rows: list[dict[str, Any]] = []
     numbers = np.linspace(0, subject.backbone.num_encoder_layers, LAYERS).round()
     layers = sorted({int(number) for number in numbers})
-    step = subject.backbone.frame_samples / SAMPLE_RATE
     for language, own in utterances.items():
         experts = [e for e, codes in languages.items() if language in codes]
         if not experts:
             missing[language] = "no expert is of this language"
             continue
-        ids = {utt.utt_id for utt in own}
-        heard = {key: tuple(value) for key, value in words.items() if key in ids}
-        frames = {key: value for key, value in phones.items() if key in ids}
-        sources = {"words": spans_of(heard)}
-        if frames:
-            sources["phones"] = frame_spans(spans_of(frames), step)
-        else:
-            missing["phones"] = (
-                f"no {PHONES} with utterances of {language} (or of others): features are those of "
-                f"the first phone of words, by their spelling, in the first {ONSET:g} s"
-            )
-            sources["onsets"] = onsets(heard, language)
         batches = make_batches(subject, own, batch_size)
-        for source, spans in sources.items():
+        step = subject.backbone.frame_samples / SAMPLE_RATE
+        for source, spans in _sources(language, own, words, phones, step).items():
             drawn = _drawn(spans, max_tokens, seed)
             if not drawn:
                 missing[f"{source} of {language}"] = (
-                    "no word timings (words.ctm)" if not heard else "spelling does not tell phones"
+                    "no word timings (words.ctm), or spelling does not tell phones"
+                    if source == "onsets"
+                    else "no word timings (words.ctm)"
                 )
                 continue
+            if source == "onsets":
+                missing["phones"] = (
+                    f"no {PHONES}, at least of {language}: features are those of the first phone "
+                    f"of words, by their spelling, in the first {ONSET:g} s"
+                )
             tokens = collect(subject, batches, drawn, (BASE, experts[0]), layers)
             tasks = [word_task(tokens, classes)] if source == "words" else feature_tasks(tokens)
             for task in tasks:
@@ -281,33 +303,27 @@ def probing(
     if not rows:
         raise UserError("nothing to probe: " + "; ".join(f"{k}: {v}" for k, v in missing.items()))
     return Analysis(
-        name="probing",
-        title="What frames tell a linear probe",
-        what="In which layers can phones and words be read, and does an expert make it easier?",
-        method=(
-            "Logistic regression on encoder states (means over the frames of a span), fitted on "
-            "some speakers and tested on others. Words: the most frequent ones of the language. "
-            "Features: of phones, frame by frame where phone timings are there, otherwise of the "
-            f"first phone of words in their first {ONSET:g} s. Control: the same probe on labels "
-            "that only memory can learn (a random value for every phone; shuffled labels for "
-            "words). Selectivity is accuracy less that of the control: where it is small, the "
-            "probe could tell the phones apart and have learnt their values by heart. Labels with "
-            f"fewer than {LEAST_PER_CLASS} training tokens are left out. Layer 0 is what enters "
-            "the first encoder layer. Intervals: 95 %, bootstrap over test utterances."
-        ),
-        sources=SOURCES,
-        units={
-            "accuracy": "0 to 1, on test tokens",
-            "majority": "0 to 1, of the most frequent training label",
-            "control": "0 to 1",
-            "selectivity": "accuracy less control",
-            "train": "tokens",
-            "test": "tokens",
-        },
+        ABOUT,
         results={"layers": [*map(str, layers), "output"], "rows": rows},
         options={"classes": classes, "max_tokens": max_tokens, "draws": draws, "seed": seed},
         not_available=missing,
     )
+
+
+def _sources(
+    language: str,
+    own: Sequence[Utterance],
+    words: Mapping[str, Sequence[Word]],
+    phones: Mapping[str, Sequence[Word]],
+    step: float,
+) -> dict[str, dict[str, list[Span]]]:
+    """Spans of words, and of phones: their frames, or else the beginnings of words."""
+    ids = {utt.utt_id for utt in own}
+    heard = {key: value for key, value in words.items() if key in ids}
+    timed = {key: value for key, value in phones.items() if key in ids}
+    if timed:
+        return {"words": spans_of(heard), "phones": frame_spans(spans_of(timed), step)}
+    return {"words": spans_of(heard), "onsets": onsets(heard, language)}
 
 
 def _drawn(spans: Mapping[str, Sequence[Span]], count: int, seed: int) -> dict[str, list[Span]]:

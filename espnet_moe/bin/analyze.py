@@ -16,7 +16,7 @@ from espnet_moe.bin import cli
 from espnet_moe.errors import UserError
 
 if TYPE_CHECKING:
-    from espnet_moe.analysis.decodings import Decoded
+    from espnet_moe.analysis.decodings import DecodedSets
     from espnet_moe.analysis.passes import Subject
     from espnet_moe.analysis.record import Analysis
     from espnet_moe.data.utterance import Utterance
@@ -154,10 +154,10 @@ def _add_decoded(parser: argparse.ArgumentParser, needed: bool = True) -> None:
     )
 
 
-def _decoded(args: argparse.Namespace) -> "Decoded":
-    from espnet_moe.analysis.decodings import Decoded
+def _decoded(args: argparse.Namespace) -> "DecodedSets":
+    from espnet_moe.analysis.decodings import DecodedSets
 
-    return Decoded(
+    return DecodedSets(
         args.exp, args.data_root, args.inference_tag, tuple(args.systems), tuple(args.test_sets)
     )
 
@@ -354,14 +354,14 @@ def _transfer(args: argparse.Namespace) -> "Analysis":
         fixed = parse_folders(args.fixed)
         cells, missing = read_all(_decoded(args), fixed, args.baseline)
         languages = {expert: (expert,) for expert in fixed}
-        prompts = "the expert's own, where it is a language"
+        prompts = "of the expert, where it is one"
     else:
         if not args.backbone or not args.experts or not args.data:
             raise UserError("give --backbone, --experts and --data, or --exp and --fixed")
         languages = read_experts(parse_folders(args.experts)).languages
         subject, drawn = _subject(args)
         cells = run_all(subject, drawn, args.batch_size, args.wer)
-        prompts = "of the language itself"
+        prompts = "that is spoken"
     return transfer(
         *(cells, languages, _families(args), curves, prompts, missing),
         *(args.resamples, args.seed),
