@@ -232,12 +232,15 @@ class ExpertSet:
         """The same gates with all experts switched off in some layers: ablation, no retraining.
 
         Args:
-            gates: What acts in the other layers.
+            gates: What acts in the other layers; gates an utterance.
             layers: Names of expert layers, of :attr:`layers`.
 
         Raises:
-            ExpertError: For a name that is none; the message lists some that are.
+            ExpertError: For a name that is none (the message lists some that are), and for gates a
+                frame: decoding mixes these anew at every step, and all layers would be on again.
         """
+        if gates.weights.dim() == 3:
+            raise ExpertError("experts are switched off with gates an utterance, not a frame")
         if unknown := sorted(set(layers) - self.layers.keys()):
             raise ExpertError(
                 f"no expert layer is called {', '.join(unknown)}; there are {len(self.layers)}, "

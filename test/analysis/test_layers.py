@@ -18,7 +18,7 @@ from espnet_moe.analysis.passes import (
 )
 from espnet_moe.errors import UserError
 from espnet_moe.experts.expert_set import ExpertError, ExpertSet, LoRAOptions
-from espnet_moe.experts.gates import use_gates
+from espnet_moe.experts.gates import Gates, use_gates
 
 TARGETS = ("q_proj", "fc1")
 
@@ -68,6 +68,8 @@ def test_switching_off_is_the_update_set_to_zero(plant, data):
     assert np.abs(found - before).max() > 0.1
     with pytest.raises(ExpertError, match="no expert layer is called nowhere"):
         subject.experts.without(gates, ["nowhere"])
+    with pytest.raises(ExpertError, match="not a frame"):
+        subject.experts.without(Gates.of(torch.ones(5, 7, 2)), some)
 
 
 def test_gates_that_are_selected_stay_off(plant):
