@@ -27,14 +27,14 @@ def heat_maps(
     longest = max(len(name) for _, each in maps for name in _names(each, "columns"))
     figure.set_size_inches(
         across * max(3.0, 0.55 * wide + 1.2),
-        down * (max(1.8, 0.5 * high_up + 0.6) + 0.05 * longest),
+        down * (max(1.8, 0.5 * high_up + 0.6) + 0.07 * longest),
     )
     places = figure.subplots(down, across, squeeze=False).ravel()
     colours = colours or ("RdBu_r" if low < 0 else "Blues")
     image = None
     for axes, (title, each) in zip(places, maps, strict=False):
         values = np.array(each["values"], dtype=float)  # None: not known
-        image = axes.imshow(values, cmap=colours, vmin=low, vmax=high)
+        image = axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
         for (y, x), value in np.ndenumerate(values):
             if np.isnan(value):
                 continue
@@ -48,11 +48,8 @@ def heat_maps(
                 color="white" if share > 0.6 else "black",
             )
         rows, columns = (_names(each, side) for side in SIDES)
-        axes.set_xticks(range(len(columns)), columns)
-        if longest > 5:
-            axes.tick_params(axis="x", rotation=45)
-            for label in axes.get_xticklabels():
-                label.set(horizontalalignment="right", rotation_mode="anchor")
+        turned = {"rotation": 45, "ha": "right"} if longest > 5 else {}
+        axes.set_xticks(range(len(columns)), columns, **turned)
         axes.set_yticks(range(len(rows)), rows)
         axes.set(xlabel=labels[0], ylabel=labels[1])
         axes.set_title(title, fontsize="medium")
