@@ -60,6 +60,12 @@ class EditCounts:
         )
 
 
+def join_counts(parts: Sequence[EditCounts]) -> EditCounts:
+    """Return the counts of the utterances of all parts, one after the other."""
+    kinds = ("correct", "substitutions", "deletions", "insertions")
+    return EditCounts(*(np.concatenate([getattr(part, kind) for part in parts]) for kind in kinds))
+
+
 @dataclass(frozen=True)
 class Alignment:
     """A reference and a hypothesis side by side: ``None`` where the other has an extra token."""
@@ -137,7 +143,7 @@ _KINDS = {"equal": 0, "substitute": 1, "delete": 2, "insert": 3}
 
 
 def bootstrap_rates(
-    errors: IntArray, lengths: IntArray, resamples: int, seed: int | Sequence[int]
+    errors: npt.NDArray, lengths: IntArray, resamples: int, seed: int | Sequence[int]
 ) -> npt.NDArray:
     """Draw utterances with replacement and return each draw's rate.
 
@@ -146,7 +152,7 @@ def bootstrap_rates(
     between two systems' rates, draw by draw, is their paired bootstrap.
 
     Args:
-        errors: Errors of each utterance, ``(utterances,)``.
+        errors: Errors of each utterance, or whatever else adds up, ``(utterances,)``.
         lengths: Reference words or characters of each utterance, ``(utterances,)``, all above 0.
         resamples: How many draws.
         seed: Seed of the draws: a number or several.
