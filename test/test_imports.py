@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "espnet_moe"
 ROWS = [
     {"errors", "__init__"},
     {"files", "config", "stamps"},
-    {"data", "experts", "checkpoints", "provenance", "tracking"},
+    {"archives", "data", "experts", "checkpoints", "provenance", "tracking"},
     {"scoring", "routing", "interruption", "memory"},
     {"grid"},
     {"backbones", "report", "clustering"},
