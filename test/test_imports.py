@@ -20,7 +20,7 @@ ROWS = [
     {"grid"},
     {"backbones", "report", "clustering"},
     {"decoding", "analysis"},
-    {"model", "training_data"},
+    {"inference", "model", "training_data"},
     {"phases", "preprocessing", "schedulers", "training_setup", "model_building", "router_report"},
     {"trainer"},
     {"task"},

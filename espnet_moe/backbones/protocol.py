@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -151,6 +152,9 @@ class Backbone(DecodingBackbone, Protocol):
         weight: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The CTC branch's loss; rows without a transcript are left out."""
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model, its tokens and settings as a folder that loads again."""
 
     def train(self, mode: bool = True) -> Any:
         """Training or evaluation mode."""
