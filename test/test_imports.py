@@ -24,7 +24,7 @@ ROWS = [
     {"phases", "preprocessing", "schedulers", "training_setup", "model_building", "router_report"},
     {"trainer"},
     {"task"},
-    {"exporting", "packing"},
+    {"converting", "exporting", "packing"},
     {"bin"},
 ]
 # Parts that know no model, and what they may not import.
