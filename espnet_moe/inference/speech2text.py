@@ -14,6 +14,8 @@ from espnet_moe.config import ConfigError
 from espnet_moe.data.audio import SAMPLE_RATE, load_audio
 from espnet_moe.decoding.decoder import Decoded, DecodeOptions, Decoder
 from espnet_moe.decoding.loading import find_device
+from espnet_moe.decoding.plans import build_plan
+from espnet_moe.decoding.routing import RoutingOptions
 from espnet_moe.errors import UserError
 from espnet_moe.experts.expert_files import load_experts, read_manifest
 from espnet_moe.experts.expert_set import ExpertError
@@ -84,6 +86,8 @@ class Speech2Text:
                 f"the router chooses among {' '.join(self._chooser.routed)}, but "
                 f"{', '.join(missing)} is not given: name a folder of each in experts"
             )
+        if self.router is not None:
+            self._require_plan(Run(self._chooser.strategy, self._chooser.routed))
 
     @classmethod
     def from_pretrained(cls, source: str | Path, device: str = "auto") -> Speech2Text:
@@ -153,7 +157,7 @@ class Speech2Text:
         self._options(wish)
         known = _each(language, len(items))
         for code in dict.fromkeys(known):
-            self._chooser.run_for(code, wish)
+            self._require_plan(self._chooser.run_for(code, wish)[0])
         if sampling_rate is not None and items and all(isinstance(x, str | Path) for x in items):
             raise UserError("sampling_rate is for arrays: files know their own, leave it out")
         speech = [
@@ -223,7 +227,7 @@ class Speech2Text:
         """
         wish = self._chooser.wish(languages, strategy, beam_size, expert)
         self._options(wish)
-        self._chooser.run_for(language, wish)
+        self._require_plan(self._chooser.run_for(language, wish)[0])
         return self._stream(files, language, wish, on_error, progress)
 
     def _stream(
@@ -348,15 +352,25 @@ class Speech2Text:
             prompts.append(prompt)
         found: dict[int, Decoded] = {}
         for run, rows in alike.items():
-            routing = self.options.routing
-            routing = replace(routing, allowed=run.allowed or routing.allowed)
-            options = replace(self._options(wish), routing=routing)
+            options = replace(self._options(wish), routing=self._routing(run))
             router = None if run.system in ("baseline", "oracle") else self.router
             with self._replicas.borrow(self._shelf.folders(run.experts)) as (backbone, experts):
                 decoder = Decoder(backbone, experts, options, run.system, router)
                 decoded = decoder([speech[i] for i in rows], [prompts[i] for i in rows])
             found.update(zip(rows, decoded, strict=True))
         return [found[i] for i in range(len(speech))]
+
+    def _routing(self, run: Run) -> RoutingOptions:
+        """The model's settings of decisions, with the languages that are wished for."""
+        routing = self.options.routing
+        return replace(routing, allowed=run.allowed or routing.allowed)
+
+    def _require_plan(self, run: Run) -> None:
+        """Refuse what the router cannot do (frames, a family tree) before anything is read."""
+        if run.system in ("baseline", "oracle"):
+            return
+        known, step = self.base.tokens.languages, self.base.frame_samples
+        build_plan(run.system, run.experts, self.router, self._routing(run), known, step)
 
     def _options(self, wish: Wish) -> DecodeOptions:
         """The model's options, with the beam that is wished for."""

@@ -11,8 +11,7 @@ from espnet_moe.data.audio import AudioError, load_audio
 from espnet_moe.decoding.parts import whole_or_windows
 from espnet_moe.errors import UserError
 from espnet_moe.inference.recordings import cut, read_blocks, samples_of
-
-from .conftest import tones
+from mixtures import tones
 
 
 @pytest.mark.parametrize(

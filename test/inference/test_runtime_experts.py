@@ -13,8 +13,7 @@ from espnet_moe.experts import expert_files
 from espnet_moe.experts.expert_files import WEIGHTS, load_experts
 from espnet_moe.experts.expert_set import ExpertError
 from espnet_moe.experts.gates import use_gates
-
-from .conftest import write_expert
+from mixtures import write_expert
 
 
 def test_an_expert_comes_and_goes(make_model, mixture, recordings):

@@ -134,6 +134,8 @@ def test_without_a_router(make_model, reference, recordings):
         ({"strategy": "oracle"}, "'oracle' is unknown: choose one of baseline, hard, soft"),
         ({"strategy": "best"}, "'best' is unknown"),
         ({"strategy": "baseline"}, "its router is not asked: say language="),
+        ({"strategy": "frame"}, "needs a frame-level router"),
+        ({"strategy": "hierarchical"}, "tree is needed"),
         ({"expert": "xx"}, "no expert 'xx'; experts: hi it pa"),
         ({"expert": "hi", "strategy": "soft"}, "exclude each other"),
         ({"beam_size": 0}, "beam_size is at least 1, not 0"),

@@ -1,12 +1,10 @@
-"""A small mixture on disk: random backbone, three experts, a router that chooses all of them."""
+"""Small mixtures on disk: experts with random weights, and a router that chooses all of them."""
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 NAMES = ("hi", "it", "pa")
@@ -72,35 +70,10 @@ def tones(seconds: float, seed: int) -> np.ndarray:
     return x.astype(np.float32)
 
 
-@pytest.fixture(scope="session")
-def recordings() -> list[np.ndarray]:
-    """Eight recordings of 0.1 to 2 s."""
-    return [tones(s, i) for i, s in enumerate((0.9, 0.35, 1.4, 0.1, 2.0, 1.1, 0.7, 1.6))]
-
-
-@pytest.fixture(scope="session")
-def mixture(
-    tiny_folder: Path, recordings: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory
+def write_mixture(
+    folder: Path, path: str, backbone: Any, waves: list[np.ndarray]
 ) -> SimpleNamespace:
     """Paths of backbone, experts, router, and a router over clusters; options that end soon."""
-    from espnet_moe.backbones.loading import load_backbone
-
-    folder, backbone = tmp_path_factory.mktemp("mixture"), load_backbone(str(tiny_folder)).eval()
-    return _mixture(folder, str(tiny_folder), backbone, recordings)
-
-
-@pytest.fixture(scope="session")
-def owsm_mixture(
-    owsm_folder: Path, recordings: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory
-) -> SimpleNamespace:
-    """The same on a small OWSM."""
-    from espnet_moe.backbones.loading import load_backbone
-
-    folder, backbone = tmp_path_factory.mktemp("mixture"), load_backbone(str(owsm_folder)).eval()
-    return _mixture(folder, str(owsm_folder), backbone, recordings)
-
-
-def _mixture(folder: Path, path: str, backbone: Any, waves: list[np.ndarray]) -> SimpleNamespace:
     from espnet_moe.decoding.decoder import DecodeOptions
 
     return SimpleNamespace(
@@ -112,15 +85,3 @@ def _mixture(folder: Path, path: str, backbone: Any, waves: list[np.ndarray]) ->
         clusters=write_router(backbone, folder / "clusters", waves, ("en", "hi")),
         options=DecodeOptions(batch_size=4, max_tokens=8),
     )
-
-
-@pytest.fixture
-def make_model(mixture: SimpleNamespace) -> Callable[..., Any]:
-    """Load the small mixture anew: ``make_model(router=None)``."""
-    from espnet_moe import Speech2Text
-
-    def make(parts: SimpleNamespace = mixture, **changes: Any) -> Any:
-        given = {"experts": parts.experts, "router": parts.router, "options": parts.options}
-        return Speech2Text(parts.backbone, device="cpu", **{**given, **changes})
-
-    return make
