@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from espnet_moe import __version__
 from espnet_moe.decoding.decoder import DecodeOptions
@@ -87,6 +89,7 @@ def write_model(folder: Path, parts: Parts, model: Speech2Text) -> None:
         model: These parts, loaded.
     """
     model.base.save_pretrained(folder / BASE)
+    _halve(folder / BASE)
     experts = {name: f"{EXPERTS}/{name}" for name in parts.experts}
     for name, path in experts.items():
         _copy_expert(parts.experts[name], folder / path)
@@ -121,6 +124,26 @@ def seal(folder: Path) -> None:
     """Write the manifest over all files that are there, last of all."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     write_manifest(folder / MANIFEST, files)
+
+
+def _halve(folder: Path) -> None:
+    """Store a base in half precision where that loses nothing, as most are published."""
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.pth")]):
+        safe = path.suffix == ".safetensors"
+        state = load_file(path) if safe else torch.load(path, weights_only=True, mmap=True)
+        halves = {
+            name: tensor.half() if tensor.is_floating_point() else tensor
+            for name, tensor in state.items()
+        }
+        if not all(torch.equal(halves[name].to(t.dtype), t) for name, t in state.items()):
+            return
+        beside = path.with_name(f"half{path.suffix}")
+        if safe:
+            save_file(halves, beside, metadata={"format": "pt"})
+        else:
+            torch.save(halves, beside)
+        del state  # it may be the file itself, mapped
+        beside.replace(path)
 
 
 def _copy_expert(source: str | Path, folder: Path) -> None:

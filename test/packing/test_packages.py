@@ -119,6 +119,28 @@ def test_the_same_bytes(request, base, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "one.zip", "parts"]
 
 
+@pytest.mark.parametrize("base", ["mixture", "owsm_mixture"])
+def test_half_precision_where_nothing_is_lost(request, base, tmp_path, monkeypatch):
+    from espnet_moe.backbones.loading import load_backbone
+
+    monkeypatch.setattr(packages, "require_same", lambda *_: None)
+    parts = make_parts(request.getfixturevalue(base), tmp_path / "parts")
+    backbone, digests, sizes = load_backbone(parts.backbone), [], []
+    for i in range(2):
+        backbone.save_pretrained(tmp_path / f"base{i}")
+        whole = replace(parts, backbone=str(tmp_path / f"base{i}"), experts={}, router=None)
+        whole = replace(whole, strategy="")
+        with zipfile.ZipFile(pack_model(whole, tmp_path / f"{i}.zip", device="cpu")) as archive:
+            names = [n for n in archive.namelist() if n.endswith((".safetensors", ".pth"))]
+            sizes.append(sum(archive.getinfo(name).file_size for name in names))
+        again = Speech2Text.from_pretrained(tmp_path / f"{i}.zip", "cpu")
+        assert again.digest == backbone.digest()
+        assert {p.dtype for p in again.base.parameters()} == {torch.float32}
+        digests.append(again.digest)
+        backbone.network.half().float()  # now nothing would be lost
+    assert sizes[1] < 0.7 * sizes[0] and digests[0] != digests[1]
+
+
 def test_owsm(owsm_mixture, recordings, tmp_path):
     parts = make_parts(owsm_mixture, tmp_path / "parts")
     archive = pack_model(parts, tmp_path / "owsm.zip", device="cpu")
