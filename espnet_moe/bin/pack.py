@@ -46,7 +46,9 @@ def pack(args: argparse.Namespace) -> None:
     from espnet_moe.packing.contents import Parts
     from espnet_moe.packing.packages import pack_expert, pack_hub, pack_model
 
-    system = (args.strategy or "hard") if args.router else "oracle"
+    if not args.experts:
+        raise UserError("--experts NAME=FOLDER … is needed: there is nothing to pack without one")
+    system = "hard" if args.router else "oracle"
     parts = Parts(
         backbone=args.backbone,
         licence=args.licence,

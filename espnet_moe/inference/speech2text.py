@@ -7,7 +7,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
+
+import numpy as np
+import torch
 
 from espnet_moe.backbones.loading import load_backbone
 from espnet_moe.config import ConfigError
@@ -27,7 +30,7 @@ from espnet_moe.inference.results import Result, joined
 from espnet_moe.inference.shelf import ExpertFacts, Shelf
 from espnet_moe.routing.router_files import load_router
 
-Audio = Any  # an array (numpy, torch) or a path
+Audio = str | Path | np.ndarray | torch.Tensor
 
 # Batches of windows that a stream gathers: alike in length, they are decoded together.
 _BATCHES_AHEAD = 4
@@ -121,16 +124,40 @@ class Speech2Text:
 
     # -- transcribing -----------------------------------------------------------------------------
 
+    @overload
     def __call__(
         self,
-        audio: Audio | Sequence[Audio],
+        audio: list[Any] | tuple[Any, ...],
         sampling_rate: int | None = None,
         language: str | Sequence[str | None] | None = None,
         languages: Sequence[str] | None = None,
         strategy: str | None = None,
         beam_size: int | None = None,
         expert: str | None = None,
-    ) -> Any:
+    ) -> list[Result]: ...
+
+    @overload
+    def __call__(
+        self,
+        audio: Audio,
+        sampling_rate: int | None = None,
+        language: str | None = None,
+        languages: Sequence[str] | None = None,
+        strategy: str | None = None,
+        beam_size: int | None = None,
+        expert: str | None = None,
+    ) -> Result: ...
+
+    def __call__(
+        self,
+        audio: Audio | list[Any] | tuple[Any, ...],
+        sampling_rate: int | None = None,
+        language: str | Sequence[str | None] | None = None,
+        languages: Sequence[str] | None = None,
+        strategy: str | None = None,
+        beam_size: int | None = None,
+        expert: str | None = None,
+    ) -> Result | list[Result]:
         """Transcribe recordings; a list is decoded in batches, whatever languages are in it.
 
         Args:
@@ -151,8 +178,7 @@ class Speech2Text:
             UserError: For wishes that cannot be fulfilled, before any audio is read; for audio that
                 cannot be read.
         """
-        single = not isinstance(audio, list | tuple)
-        items: list[Audio] = [audio] if single else list(audio)  # type: ignore[arg-type]
+        items = list(audio) if isinstance(audio, list | tuple) else [audio]
         wish = self._chooser.wish(languages, strategy, beam_size, expert)
         self._options(wish)
         known = _each(language, len(items))
@@ -166,7 +192,7 @@ class Speech2Text:
         ]
         found = self._decode(speech, known, wish)
         results = [joined([(0, len(x), one)]) for x, one in zip(speech, found, strict=True)]
-        return results[0] if single else results
+        return results if isinstance(audio, list | tuple) else results[0]
 
     def transcribe_long(
         self,

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -61,6 +62,20 @@ def test_windows_while_reading_are_those_of_the_whole(seconds):
         found = list(cut(np.split(x, ends), 6.0, 0.5))
         assert [(start, start + len(part)) for start, part in found] == want
         np.testing.assert_array_equal(np.concatenate([part for _, part in found]), x)
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    """40 minutes are 150 MB of samples; a window and a block are 2."""
+    with soundfile.SoundFile(tmp_path / "long.flac", "w", 44100, 1) as file:
+        for i in range(40):
+            file.write(np.full(60 * 44100, 0.01 * (i % 2), np.float32))
+    tracemalloc.start()
+    try:
+        samples = sum(len(x) for _, x in cut(read_blocks(tmp_path / "long.flac"), 30.0, 0.5))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert samples == 40 * 60 * 16000 and peak < 30e6
 
 
 def test_long_files_and_streams(make_model, tmp_path):

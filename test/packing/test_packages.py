@@ -52,6 +52,12 @@ def packed(mixture, tmp_path_factory):
     return pack_model(parts, folder / "model.zip", device="cpu"), parts
 
 
+@pytest.fixture
+def unproven(monkeypatch):
+    """Leave the fresh process out: it takes longer than all the rest."""
+    monkeypatch.setattr(packages, "require_same", lambda *_: None)
+
+
 def same(model, parts, recordings):
     want = parts.load("cpu")
     for wishes in ({}, {"strategy": "soft"}, {"language": "it"}):
@@ -110,9 +116,8 @@ def test_names_are_left_to_espnet_model_zoo(packed, recordings, monkeypatch):
 
 
 @pytest.mark.parametrize("base", ["mixture", "owsm_mixture"])
-def test_the_same_bytes(request, base, tmp_path, monkeypatch):
+def test_the_same_bytes(request, base, tmp_path, unproven):
     parts = make_parts(request.getfixturevalue(base), tmp_path / "parts")
-    monkeypatch.setattr(packages, "require_same", lambda *_: None)
     one = pack_model(parts, tmp_path / "one.zip", device="cpu").read_bytes()
     two = pack_model(parts, tmp_path / "elsewhere" / "two.zip", device="cpu").read_bytes()
     assert one == two
@@ -120,10 +125,9 @@ def test_the_same_bytes(request, base, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("base", ["mixture", "owsm_mixture"])
-def test_half_precision_where_nothing_is_lost(request, base, tmp_path, monkeypatch):
+def test_half_precision_where_nothing_is_lost(request, base, tmp_path, unproven):
     from espnet_moe.backbones.loading import load_backbone
 
-    monkeypatch.setattr(packages, "require_same", lambda *_: None)
     parts = make_parts(request.getfixturevalue(base), tmp_path / "parts")
     backbone, digests, sizes = load_backbone(parts.backbone), [], []
     for i in range(2):
@@ -163,14 +167,14 @@ def test_an_expert_alone(mixture, recordings, tmp_path):
         pack_expert(parts, "hi", tmp_path / "hi.zip")
 
 
-def test_an_expert_of_another_base(mixture, owsm_mixture, tmp_path):
+def test_an_expert_of_another_base(mixture, owsm_mixture, tmp_path, unproven):
     parts = replace(make_parts(mixture, tmp_path / "parts"), experts={"en": mixture.extra})
     archive = pack_expert(parts, "en", tmp_path / "en.zip", device="cpu")
     with pytest.raises(UserError, match="experts of another base"):
         Speech2Text(owsm_mixture.backbone, {"en": archive}, device="cpu")
 
 
-def test_a_folder_for_the_hub(mixture, recordings, tmp_path):
+def test_a_folder_for_the_hub(mixture, recordings, tmp_path, unproven):
     parts = make_parts(mixture, tmp_path / "parts")
     out = pack_hub(parts, tmp_path / "hub", "me/mixture", "apache-2.0", device="cpu")
     same(Speech2Text.from_pretrained(out, "cpu"), parts, recordings)
