@@ -56,10 +56,10 @@ def transcribe(args: argparse.Namespace) -> int:
             text = WRITERS[args.format](name, result)
             if args.out is not None:
                 _write(args.out / f"{path.stem}.{args.format}", text)
-            elif args.format == "txt" and len(args.files) > 1:
-                print(f"{path}\t{text}", end="", flush=True)
-            else:
-                print(text, end="", flush=True)
+                continue
+            several = args.format == "txt" and len(args.files) > 1
+            tqdm.write(f"{path}\t{text}" if several else text, file=sys.stdout, end="")
+            sys.stdout.flush()
     if failed:
         print(f"espnet-moe: {len(failed)} of {len(args.files)} files failed", file=sys.stderr)
     return 1 if failed else 0

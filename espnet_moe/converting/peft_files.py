@@ -64,13 +64,19 @@ def read_peft(folder: str | Path) -> dict[str, Update]:
             "plain LoRA on linear layers can be converted"
         )
     for name, half in halves.items():
-        rank = _by_pattern(config.get("rank_pattern"), name, config["r"])
-        alpha = _by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
+        try:
+            rank = _by_pattern(config.get("rank_pattern"), name, config["r"])
+            alpha = _by_pattern(config.get("alpha_pattern"), name, config["lora_alpha"])
+            scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        except (KeyError, TypeError, AttributeError, ArithmeticError, re.error) as error:
+            raise ExpertError(
+                f"{folder / CONFIG}: r, lora_alpha, rank_pattern or alpha_pattern cannot be read "
+                f"for {name} ({error!r})"
+            ) from error
         if (half["A"].size(0), half["B"].size(1)) != (rank, rank):
             raise ExpertError(
                 f"{folder}: {name} has the rank {half['A'].size(0)}, but {CONFIG} says {rank}"
             )
-        scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
         updates[name] = Update(half["A"], half["B"], scale)
     return updates
 
@@ -81,8 +87,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ExpertError(f"{folder} holds no PEFT adapter: {CONFIG} is missing")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict) or not isinstance(config.get("r", 0), int):
-            raise ValueError("it is no configuration of a LoRA")
+        if not isinstance(config, dict):
+            raise ValueError("it is no mapping")
     except ValueError as error:
         raise ExpertError(f"{path} cannot be read: {error}") from error
     return config

@@ -192,6 +192,22 @@ def test_adapters_that_do_not_fit(make_backbone, tmp_path):
         read_peft(tmp_path / "two")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"r": 0}, {"r": "4"}, {"r": None}, {"lora_alpha": None}, {"rank_pattern": {"(": 4}},
+     {"alpha_pattern": 3}],
+)  # fmt: skip
+def test_damaged_configurations(make_backbone, tmp_path, changes):
+    make_adapter(make_backbone().hf, tmp_path / "peft", r=4, target_modules=QV)
+    path = tmp_path / "peft" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(ExpertError, match=r"adapter_config.json: r, lora_alpha, .* cannot be read"):
+        read_peft(tmp_path / "peft")
+    path.write_text("[]")
+    with pytest.raises(ExpertError, match=r"adapter_config.json cannot be read"):
+        read_peft(tmp_path / "peft")
+
+
 class Planted:
     """A pickle that would make a folder when it is loaded."""
 
