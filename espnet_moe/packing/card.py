@@ -1,6 +1,7 @@
 """The model card: what a model on the hub says of itself (huggingface.co/docs/hub/model-cards)."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -36,6 +37,8 @@ def model_card(parts: Parts, model: Speech2Text, name: str, licence_id: str) -> 
     """
     manifests = {facts.name: read_manifest(facts.folder) for facts in model.list_experts()}
     languages = sorted({code for m in manifests.values() for code in m.get("languages", ())})
+    local = Path(parts.backbone)
+    base = local.name if local.exists() else parts.backbone
     head = {
         "library_name": "espnet_moe",
         "pipeline_tag": "automatic-speech-recognition",
@@ -47,7 +50,7 @@ def model_card(parts: Parts, model: Speech2Text, name: str, licence_id: str) -> 
         [
             f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
             f"# {name}\n",
-            f"A mixture of experts for speech recognition: `{parts.backbone}`, frozen, with "
+            f"A mixture of experts for speech recognition: `{base}`, frozen, with "
             f"{len(manifests)} LoRA experts"
             + (" and a router that chooses among them.\n" if parts.router is not None else ".\n"),
             "## Use\n",
@@ -74,7 +77,7 @@ def _table(manifests: dict[str, dict[str, Any]]) -> str:
             " ".join(manifest.get("languages", ())),
             options["rank"],
             f"{' '.join(options['targets'])}, {options['where']}",
-            manifest.get("metrics", {}).get("wer", ""),
+            _rounded(manifest.get("metrics", {}).get("wer")),
             f"`{str(manifest.get('data_digest', ''))[:12]}`",
             f"`{str(manifest.get('git_commit', ''))[:12]}`",
         )
@@ -82,11 +85,15 @@ def _table(manifests: dict[str, dict[str, Any]]) -> str:
     return "\n".join(rows) + "\n"
 
 
+def _rounded(value: object) -> str:
+    return f"{value:.1f}" if isinstance(value, int | float) else ""
+
+
 def _router(parts: Parts) -> list[str]:
     if parts.router is None:
         return []
     manifest = read_router_manifest(parts.router)
-    told = f"A {manifest['network']} on encoder layer {manifest['layer']}"
+    told = f"Network: {manifest['network']}, on encoder layer {manifest['layer']}"
     accuracy = manifest["facts"].get("metrics", {}).get("language", {}).get("accuracy")
     if accuracy is not None:
         told += f", right on {accuracy:.1f} % of the validation set"
