@@ -191,6 +191,19 @@ class ExpertSet:
             parent_name, _, leaf = name.rpartition(".")
             setattr(host.network.get_submodule(parent_name), leaf, layer.base)
 
+    def merge(self, host: ExpertHost, name: str) -> None:
+        """Leave one expert in the backbone for good: plain layers take the place of all experts.
+
+        Args:
+            host: The backbone that these experts are in. Its base weights stay as they are; layers
+                with experts get weights of their own.
+            name: Which expert.
+        """
+        e = self.index(name)
+        for layer_name, layer in self.layers.items():
+            parent_name, _, leaf = layer_name.rpartition(".")
+            setattr(host.network.get_submodule(parent_name), leaf, layer.merged(e))
+
     def _require_same_layers(self) -> None:
         def place(o: LoRAOptions) -> dict[str, object]:
             return {k: v for k, v in asdict(o).items() if k not in ("rank", "alpha", "dropout")}

@@ -77,7 +77,8 @@ case $verb in
             finetune*) folders=backbone ;;
         esac
         for folder in $folders; do
-            mkdir -p "$out/$folder" && echo {} | tee "$out/$folder"/{expert,router,finetuned}.json >/dev/null
+            mkdir -p "$out/$folder"
+            echo {} | tee "$out/$folder"/{expert,router,finetuned}.json >/dev/null
         done
         ;;
     decode)
