@@ -139,7 +139,7 @@ def draw(finished: Sequence[Finished], systems: Sequence[str], path: Path) -> bo
                 parts = [*(values[axis] for axis in axes[:-1]), row["set"]]
                 label = " ".join(parts + ([row["system"]] if len(systems) > 1 else []))
                 lines.setdefault(label, {})[values[axes[-1]]] = row
-    figure = Figure(layout="constrained", figsize=(7, 4.5))
+    figure = Figure(layout="constrained", figsize=(9, 4.5))
     FigureCanvasAgg(figure)
     plot = figure.subplots()
     for number, (label, found) in enumerate(lines.items()):
@@ -154,7 +154,7 @@ def draw(finished: Sequence[Finished], systems: Sequence[str], path: Path) -> bo
     plot.set_xlabel(axes[-1])
     plot.set_ylabel(f"WER of {', '.join(systems)} in %")
     plot.set_ylim(bottom=0)
-    plot.legend(fontsize="small")
+    figure.legend(fontsize="small", loc="outside right upper")
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     return True
