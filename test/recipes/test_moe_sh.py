@@ -91,6 +91,10 @@ case $verb in
         echo {} >"${value[out]% }/logdir/output.${value[place]%%/*}.json"
         ;;
     analyze) mkdir -p ${value[out]} && echo {} >"${value[out]% }/$first.json" ;;
+    pack)
+        [ "$first" = model ] && mkdir -p "$(dirname ${value[out]})" && touch ${value[out]}
+        [ "$first" != hub ] || { mkdir -p ${value[out]} && touch ${value[out]% }/README.md; }
+        ;;
     report) mkdir -p ${value[exp]% }/report && touch ${value[exp]% }/report/index.html ;;
     score)
         echo "the table"
@@ -225,6 +229,25 @@ def test_analyses_and_the_report(recipe: Recipe) -> None:
     line = recipe.line("analyze transfer ")
     assert "--experts hi=exp/name/expert_hi/expert it=exp/name/expert_it/expert" in line
     assert "--data dump/raw/test_hi dump/raw/test_it" in line and "--utterances 7" in line
+
+
+def test_packages(recipe: Recipe) -> None:
+    words = [*MIXTURE, "--licence", "conf/decode_greedy.yaml"]
+    done = recipe.run(*words)
+    assert done.returncode == 0, done.stderr
+    line = recipe.line("pack model ")
+    assert "--experts hi=exp/name/expert_hi/expert it=exp/name/expert_it/expert" in line
+    assert "--router exp/name/utterance/router" in line and "--strategy hard" in line
+    assert "--out exp/name/packed/hard.zip" in line
+    assert recipe.run(*words).returncode == 0
+    assert recipe.did() == []
+    done = recipe.run(*words, "--hf_repo", "me/it", "--packed_system", "joint")
+    assert done.returncode == 0, done.stderr
+    assert "--strategy soft" in recipe.line("pack model ")
+    assert "--name me/it" in recipe.line("pack hub ")
+    assert "--repo me/it --dry_run true" in recipe.line("upload ")
+    recipe.run(*words, "--hf_repo", "me/it", "--packed_system", "joint", "--upload", "true")
+    assert recipe.did() == ["upload"] and "--dry_run false" in recipe.line("upload ")
 
 
 def test_bases_to_compare_with(recipe: Recipe) -> None:
@@ -482,7 +505,10 @@ def test_choice_of_stages(recipe: Recipe) -> None:
 @pytest.mark.parametrize(
     ("words", "messages"),
     [
-        (["--stage", "14", "--stop-stage", "15"], ["has the stages 1 2 3 4 5 6 7 8 9 10 11 12 13"]),
+        (["--stage", "16", "--stop-stage", "17"], ["has the stages 1 2 3 4 5 6 7 8 9 10 11 12"]),
+        (["--licence", "none"], ["--licence none does not exist"]),
+        (["--licence", "moe.sh"], ["--packed_system hard needs a router"]),
+        (["--hf_repo", "me/it"], ["--hf_repo needs --licence"]),
         (["--analyses", "layer"], ["--analyses: 'layer' is none of similarity spectrum"]),
         (["--analysis_utterances", "few"], ["--analysis_utterances is a number, not 'few'"]),
         (["--systems", "baseline finetune_full"], ["finetune_full needs --finetune_config"]),

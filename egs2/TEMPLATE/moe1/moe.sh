@@ -9,6 +9,8 @@
 #    5  embeddings of the frozen encoder      11  scoring
 #    6  expert assignment                     12  analysis of experts, routing and errors
 #                                             13  report, one page of all of it
+#                                             14  a package that others can use
+#                                             15  upload of it to a hub
 # A stage that is done and whose options and inputs have not changed is skipped; removing its stamp
 # in .done/ beside its results makes it run again.
 # shellcheck disable=SC2034,SC2046,SC2086,SC2207  # lists are words, as in every Kaldi recipe
@@ -78,15 +80,22 @@ skip_analysis=false             # leave out stages 12 and 13
 analyses="similarity spectrum layers transfer probing errors significance routing" # of stage 12
 analysis_utterances=            # of each language, where an analysis runs the base; empty: its default
 
+## Package and upload
+licence=                        # file with the terms of use of what is packed; empty: no package
+packed_system=hard              # whose experts and router are packed
+hf_repo=                        # OWNER/MODEL on the hub (stage 15); empty: none
+upload=false                    # really upload; else tell what would be
+
 . "$(dirname "$0")/utils/parse_options.sh"
 . "$(dirname "$0")/utils/stages.sh"
 . "$(dirname "$0")/utils/data_stages.sh"
 . "$(dirname "$0")/utils/training_stages.sh"
 . "$(dirname "$0")/utils/decoding_stages.sh"
 . "$(dirname "$0")/utils/analysis_stages.sh"
+. "$(dirname "$0")/utils/packing_stages.sh"
 cd "$(dirname "$0")"
 
-STAGES="1 2 3 4 5 6 7 8 9 10 11 12 13"
+STAGES="1 2 3 4 5 6 7 8 9 10 11 12 13 14 15"
 SYSTEMS="baseline oracle hard soft threshold topk hierarchical fixed joint"
 FINETUNED="finetune_full finetune_decoder"
 ANALYSES="similarity spectrum layers transfer probing errors significance routing"
@@ -155,6 +164,14 @@ check_options() {
     done
     [ -z "$experts_from" ] || [ -d "$experts_from" ] ||
         problems+=("--experts_from $experts_from does not exist: train the experts there first")
+    [ -z "$licence" ] || [ -f "$licence" ] || problems+=("--licence $licence does not exist")
+    if [ -n "$licence" ]; then
+        listed "$packed_system" oracle hard soft threshold topk hierarchical joint ||
+            problems+=("--packed_system is one of oracle hard soft threshold topk hierarchical joint")
+        [ -n "$routers" ] || [ "$packed_system" = oracle ] ||
+            problems+=("--packed_system $packed_system needs a router; without one pack the oracle's experts")
+    fi
+    [ -z "$hf_repo" ] || [ -n "$licence" ] || problems+=("--hf_repo needs --licence")
     for name in $analyses; do
         listed "$name" $ANALYSES || problems+=("--analyses: '$name' is none of $ANALYSES")
     done
@@ -259,6 +276,8 @@ if [ "$skip_analysis" = false ]; then
     run_stage 12 "analyses in $expdir/analysis" analysis
     run_stage 13 "report in $expdir/report/index.html" report
 fi
+run_stage 14 "package: ${licence:+$expdir/packed/$packed_system.zip}" packing
+run_stage 15 "upload: ${hf_repo:-none}" uploading
 
 log "done in $SECONDS seconds"
 [ $incomplete = false ] || complain "some analyses could not be made: $expdir/report/index.html tells which"

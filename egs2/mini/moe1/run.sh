@@ -24,4 +24,5 @@ of_base=() # what a base wants besides, wherever its folder is
     --systems "baseline oracle hard soft threshold topk hierarchical joint" \
     --codeswitch_systems "oracle hard frame segment" \
     --inference_nj 1 \
+    --licence ../../../LICENSE \
     "$@"

@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154,SC2046,SC2086,SC2206,SC2207  # options and lists of moe.sh
+# shellcheck shell=bash disable=SC2034,SC2154,SC2046,SC2086,SC2206,SC2207  # options and lists of moe.sh
 # Sourced by moe.sh: what the experts learned, and one page of all that has come out.
 
 # words_of ANALYSIS: the options of its command line; sets `from` to what it reads.

@@ -22,6 +22,8 @@ work_of() {
         8) [ -n "$experts_from" ] || echo yes ;;
         9) echo "$joint_config" ;;
         12 | 13) [ "$skip_analysis" = true ] || echo yes ;;
+        14) echo "$licence" ;;
+        15) echo "$hf_repo" ;;
         *) echo yes ;;
     esac
 }
