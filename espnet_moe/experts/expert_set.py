@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol
@@ -227,6 +227,23 @@ class ExpertSet:
     def use(self, gates: Gates | None) -> AbstractContextManager[None]:
         """Put gates in force: ``with experts.use(gates): backbone…``."""
         return use_gates(gates)
+
+    def without(self, gates: Gates, layers: Collection[str]) -> Gates:
+        """The same gates with all experts switched off in some layers: ablation, no retraining.
+
+        Args:
+            gates: What acts in the other layers.
+            layers: Names of expert layers, of :attr:`layers`.
+
+        Raises:
+            ExpertError: For a name that is none; the message lists some that are.
+        """
+        if unknown := sorted(set(layers) - self.layers.keys()):
+            raise ExpertError(
+                f"no expert layer is called {', '.join(unknown)}; there are {len(self.layers)}, "
+                f"such as {next(iter(self.layers))}"
+            )
+        return replace(gates, off=gates.off | {self.layers[name] for name in layers})
 
     def state(self, name: str) -> dict[str, torch.Tensor]:
         """An expert's ``<layer>.lora_A`` ``(rank, in)`` and ``<layer>.lora_B`` ``(out, rank)``."""

@@ -19,11 +19,14 @@ class Gates:
         hard: ``(batch,)`` expert index per row where every row uses exactly one expert with weight
             one; lets the layers gather rows instead of computing every expert.
         uniform: The one expert that all rows use, where there is one: a slice, no copy.
+        off: Expert layers in which no expert acts, whatever the weights say; see
+            :meth:`espnet_moe.experts.expert_set.ExpertSet.without`.
     """
 
     weights: torch.Tensor
     hard: torch.Tensor | None = None
     uniform: int | None = None
+    off: frozenset[torch.nn.Module] = frozenset()
 
     @classmethod
     def of(cls, weights: torch.Tensor) -> "Gates":
@@ -49,7 +52,7 @@ class Gates:
     def select(self, rows: torch.Tensor) -> "Gates":
         """The gates of a selection of rows: ``rows (n,)`` indices, repeats allowed (beams)."""
         hard = None if self.hard is None else self.hard[rows]
-        return Gates(self.weights[rows], hard, self.uniform)
+        return Gates(self.weights[rows], hard, self.uniform, self.off)
 
 
 _CURRENT: ContextVar[Gates | None] = ContextVar("espnet_moe_gates", default=None)

@@ -93,7 +93,7 @@ class LoRALinear(nn.Module):
         """
         y = self.base(x)
         gates = current_gates()
-        if gates is None:
+        if gates is None or self in gates.off:
             return y
         x = F.dropout(x, self.dropout, self.training)
         if gates.uniform is not None:

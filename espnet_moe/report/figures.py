@@ -1,18 +1,14 @@
 """Pictures of the results: WER by system, confusion and calibration of the routers."""
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from espnet_moe.files import atomic
+from espnet_moe.report.drawing import save_figure
 from espnet_moe.report.summary import Row, labels
 from espnet_moe.scoring.systems import is_plain
 
-log = logging.getLogger(__name__)
-
 _SHOWN = 4  # systems in a picture of decisions
-_DOTS_PER_INCH = 110
 
 
 def write_figures(exp: Path, results: Row) -> list[Path]:
@@ -34,24 +30,9 @@ def write_figures(exp: Path, results: Row) -> list[Path]:
         wanted["confusion"] = lambda figure: _confusion(figure, routed)
     if calibrated:
         wanted["calibration"] = lambda figure: _calibration(figure, calibrated)
-    if not wanted:
-        return []
-    try:
-        # Drawing without pyplot: no window system, and half of its import.
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        log.warning("no pictures: matplotlib is not installed (it comes with espnet_moe[train])")
-        return []
     written = []
     for name, draw in wanted.items():
-        figure = Figure(layout="constrained")
-        FigureCanvasAgg(figure)
-        draw(figure)
-        path = exp / "images" / f"{name}.png"
-        with atomic(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=_DOTS_PER_INCH)
-        written.append(path)
+        written += save_figure(exp / "images" / name, draw, ["png"])
     return written
 
 

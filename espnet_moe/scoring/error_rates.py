@@ -137,7 +137,7 @@ _KINDS = {"equal": 0, "substitute": 1, "delete": 2, "insert": 3}
 
 
 def bootstrap_rates(
-    errors: IntArray, lengths: IntArray, resamples: int, seed: int | Sequence[int]
+    errors: npt.NDArray, lengths: IntArray, resamples: int, seed: int | Sequence[int]
 ) -> npt.NDArray:
     """Draw utterances with replacement and return each draw's rate.
 
@@ -146,7 +146,7 @@ def bootstrap_rates(
     between two systems' rates, draw by draw, is their paired bootstrap.
 
     Args:
-        errors: Errors of each utterance, ``(utterances,)``.
+        errors: Errors of each utterance, or whatever else adds up, ``(utterances,)``.
         lengths: Reference words or characters of each utterance, ``(utterances,)``, all above 0.
         resamples: How many draws.
         seed: Seed of the draws: a number or several.

@@ -1,0 +1,394 @@
+"""What an expert of one language does for another, and how much data a related one saves."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from espnet_moe.analysis.decodings import Decoded
+from espnet_moe.analysis.passes import BASE, Subject, encode, make_batches, token_loss, transcribe
+from espnet_moe.analysis.record import Analysis
+from espnet_moe.data.utterance import Utterance
+from espnet_moe.errors import UserError
+from espnet_moe.routing.families import family_of, load_families
+from espnet_moe.scoring.error_rates import bootstrap_rates, interval
+
+WER, LOSS = "wer", "loss"
+
+SOURCES = (
+    "Conneau et al., Unsupervised cross-lingual representation learning for speech recognition, "
+    "arXiv:2006.13979 (related languages help each other)",
+    "Bisani and Ney, Bootstrap estimates for confidence intervals in ASR performance evaluation, "
+    "ICASSP 2004",
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one expert makes of one language, an entry an utterance.
+
+    Attributes:
+        errors: Word errors, or nats; ``(utterances,)``.
+        lengths: Reference words, or tokens; ``(utterances,)``.
+    """
+
+    errors: np.ndarray
+    lengths: np.ndarray
+
+    def rate(self, measure: str) -> float:
+        """WER in percent, or nats a token."""
+        return float(self.errors.sum() / self.lengths.sum()) * (100 if measure == WER else 1)
+
+
+# By expert (or BASE) and language.
+Cells = Mapping[tuple[str, str], Cell]
+
+
+def run_all(
+    subject: Subject,
+    utterances: Mapping[str, Sequence[Utterance]],
+    batch_size: int,
+    with_wer: bool,
+) -> dict[str, Cells]:
+    """Give every language to the base and to every expert, with the prompt of its own language.
+
+    Returns:
+        Cells by measure: ``loss`` under teacher forcing; ``wer`` of a greedy search, if asked.
+    """
+    found: dict[str, dict[tuple[str, str], Cell]] = {LOSS: {}, **({WER: {}} if with_wer else {})}
+    for language, own in utterances.items():
+        batches = make_batches(subject, own, batch_size)
+        tokens = np.concatenate([batch.counts for batch in batches])
+        for condition in subject.conditions:
+            sums, errors, words = [], [], []
+            for batch in batches:
+                gates = subject.gates(condition, len(batch.utterances))
+                encoded = encode(subject, batch, gates)
+                sums.append(token_loss(subject, batch, encoded, gates))
+                if with_wer:
+                    counts = transcribe(subject, batch, encoded, gates)
+                    errors.append(counts.errors)
+                    words.append(counts.lengths)
+            found[LOSS][condition, language] = Cell(np.concatenate(sums), tokens)
+            if with_wer:
+                cell = Cell(np.concatenate(errors), np.concatenate(words))
+                found[WER][condition, language] = cell
+    return dict(found)
+
+
+def read_all(
+    which: Decoded, fixed: Mapping[str, str], baseline: str
+) -> tuple[dict[str, Cells], dict[str, str]]:
+    """Read decodings in which one expert took everything.
+
+    Args:
+        which: Where they are; its systems do not matter.
+        fixed: System by expert, such as ``{"hi": "fixed_hi"}``.
+        baseline: System of the base alone.
+
+    Returns:
+        Cells of the WER, and the reason for each decoding that could not be read.
+    """
+    systems = {baseline: BASE, **{system: expert for expert, system in fixed.items()}}
+    own = Decoded(which.exp, which.data, which.inference_tag, tuple(systems), which.sets)
+    decodings, missing = own.read()
+    parts: dict[tuple[str, str], list[Cell]] = {}
+    for decoding in decodings:
+        languages = np.array([utt.language for utt in decoding.references.utterances])
+        for language in sorted(set(languages.tolist())):
+            counts = decoding.counts.select(languages == language)
+            cell = Cell(counts.errors, counts.lengths)
+            parts.setdefault((systems[decoding.system], language), []).append(cell)
+    joined = {
+        key: Cell(
+            np.concatenate([cell.errors for cell in cells]),
+            np.concatenate([cell.lengths for cell in cells]),
+        )
+        for key, cells in parts.items()
+    }
+    return {WER: joined}, missing
+
+
+def transfer_table(
+    cells: Cells, measure: str, own_expert: Mapping[str, str], draws: int, seed: int
+) -> dict[str, Any]:
+    """Rates and gains of every expert on every language.
+
+    Args:
+        cells: Of the base and the experts.
+        measure: ``wer`` or ``loss``.
+        own_expert: Expert by language, where it has one of its own.
+        draws: Of the bootstrap over utterances, paired.
+        seed: Of the draws.
+
+    Returns:
+        ``rows`` (base and experts), ``columns`` (languages), ``utterances``; matrices ``rate``,
+        ``gain`` (percent less than the base; ``None`` where the base is perfect) and ``recovered``
+        (of what the language's own expert gains, percent; ``None`` where that gains nothing), the
+        first two with ``…_interval``.
+    """
+    rows = [BASE, *dict.fromkeys(e for e, _ in cells if e != BASE)]
+    columns = list(dict.fromkeys(language for _, language in cells))
+    table: dict[str, list[list[Any]]] = {
+        key: [[None] * len(columns) for _ in rows]
+        for key in ("rate", "rate_interval", "gain", "gain_interval", "recovered")
+    }
+    scale = 1.0 if measure == WER else 0.01  # of draws in percent
+    for j, language in enumerate(columns):
+        base = cells.get((BASE, language))
+        of_base = _draws(base, draws, seed) if base is not None else None
+        own = cells.get((own_expert.get(language, ""), language))
+        for i, expert in enumerate(rows):
+            cell = cells.get((expert, language))
+            if cell is None:
+                continue
+            rate, drawn = cell.rate(measure), _draws(cell, draws, seed)
+            table["rate"][i][j] = rate
+            table["rate_interval"][i][j] = interval(scale * drawn)
+            if base is None or of_base is None or base.errors.sum() == 0:
+                continue
+            of = base.rate(measure)
+            table["gain"][i][j] = 100 * (of - rate) / of
+            table["gain_interval"][i][j] = _gain_interval(of_base, drawn)
+            if own is not None and of > own.rate(measure):
+                table["recovered"][i][j] = 100 * (of - rate) / (of - own.rate(measure))
+    counts = [
+        max(len(c.errors) for (_, code), c in cells.items() if code == lang) for lang in columns
+    ]
+    return {"rows": rows, "columns": columns, "utterances": counts, **table}
+
+
+def _draws(cell: Cell, draws: int, seed: int) -> np.ndarray:
+    return np.asarray(bootstrap_rates(cell.errors, cell.lengths, draws, seed))
+
+
+def _gain_interval(base: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """Interval of the gain in percent; draws in which the base errs nowhere say nothing."""
+    known = base > 0
+    return interval(100 * (base[known] - other[known]) / base[known])
+
+
+def family_contrast(
+    gains: np.ndarray, experts: Sequence[str], languages: Sequence[str], family: Mapping[str, int]
+) -> dict[str, Any]:
+    """Compare gains within a family with those across, of experts on languages not their own.
+
+    Args:
+        gains: ``(experts, languages)``, NaN where not known.
+        experts: Language of each row.
+        languages: Of each column.
+        family: Number by language.
+
+    Returns:
+        ``within`` and ``across`` (means), their ``pairs``, the ``difference``, and the one-sided
+        ``p`` of permuting the languages' families with the ``smallest_p`` that there can be.
+
+    Raises:
+        UserError: Where either kind of pair is missing, or there are more than 8 languages.
+    """
+    names = list(dict.fromkeys([*experts, *languages]))
+    if len(names) > 8:
+        # 9! orders would take minutes; so many languages deserve a sampled test.
+        raise UserError(f"{len(names)} languages have too many orders to try them all: at most 8")
+
+    def split(home: Mapping[str, int]) -> tuple[list[float], list[float]]:
+        within: list[float] = []
+        across: list[float] = []
+        for i, a in enumerate(experts):
+            for j, b in enumerate(languages):
+                if a != b and not np.isnan(gains[i, j]):
+                    (within if home[a] == home[b] else across).append(float(gains[i, j]))
+        return within, across
+
+    within, across = split(family)
+    if not within or not across:
+        raise UserError("there are no pairs of languages both within a family and across")
+    difference = float(np.mean(within) - np.mean(across))
+    found = []
+    for order in permutations(names):
+        parts = split({name: family[other] for name, other in zip(names, order, strict=True)})
+        if all(parts):
+            found.append(float(np.mean(parts[0]) - np.mean(parts[1])))
+    drawn = np.array(found)
+    return {
+        "within": float(np.mean(within)),
+        "across": float(np.mean(across)),
+        "pairs": {"within": len(within), "across": len(across)},
+        "difference": difference,
+        "p": float((drawn >= difference - 1e-9).mean()),
+        "smallest_p": float((drawn >= drawn.max() - 1e-9).mean()),
+        "permutations": len(drawn),
+    }
+
+
+def data_needed(curve: Sequence[tuple[float, float]], target: float) -> float | None:
+    """Hours of data at which a learning curve first reaches a WER.
+
+    Linear in the logarithm of the hours between the measured points, never beyond them.
+
+    Args:
+        curve: Hours and WER of each training, in any order.
+        target: WER.
+
+    Returns:
+        Hours; those of the smallest training where that is good enough; ``None`` where none is.
+
+    Raises:
+        UserError: For no points, hours that are not above 0, or two trainings of the same hours.
+    """
+    points = sorted(curve)
+    hours = [h for h, _ in points]
+    if not points or hours[0] <= 0 or len(set(hours)) < len(hours):
+        raise UserError(f"a learning curve has different hours above 0, these are {hours}")
+    for i, (h, wer) in enumerate(points):
+        if wer <= target:
+            if i == 0:
+                return h
+            earlier, before = points[i - 1]
+            share = (before - target) / (before - wer)
+            return math.exp(math.log(earlier) + share * (math.log(h) - math.log(earlier)))
+    return None
+
+
+def data_saved(
+    scratch: Sequence[tuple[float, float]], transferred: Sequence[tuple[float, float]]
+) -> list[dict[str, float | None]]:
+    """How much less data a transferred expert needs to match each training from scratch.
+
+    Returns:
+        By training from scratch its ``hours`` and ``wer``, the hours ``needed`` after transfer, and
+        the ``factor`` between them (above 1: data are saved); ``None`` where it is never reached.
+    """
+    found: list[dict[str, float | None]] = []
+    for hours, wer in sorted(scratch):
+        needed = data_needed(transferred, wer)
+        factor = None if needed is None else hours / needed
+        found.append({"hours": hours, "wer": wer, "needed": needed, "factor": factor})
+    return found
+
+
+SCRATCH = "scratch"
+
+
+def read_curves(path: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Read learning curves: lines ``language start hours wer``, tab-separated, with a header.
+
+    ``start`` is ``scratch``, or the expert that the training began from.
+
+    Returns:
+        Points by language and start.
+
+    Raises:
+        UserError: For a file that cannot be read or is of another layout.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not lines or lines[0].split("\t") != ["language", "start", "hours", "wer"]:
+        raise UserError(f"{path}: the first line is language, start, hours, wer between tabs")
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for number, line in enumerate(lines[1:], 2):
+        try:
+            language, start, hours, wer = line.split("\t")
+            found.setdefault(language, {}).setdefault(start, []).append((float(hours), float(wer)))
+        except ValueError:
+            raise UserError(f"{path}:{number} is not language, start, hours, wer") from None
+    return found
+
+
+def transfer(
+    cells: Mapping[str, Cells],
+    languages: Mapping[str, Sequence[str]],
+    tree: str | Path | None = None,
+    curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]] | None = None,
+    prompts: str = "of the language itself",
+    missing: Mapping[str, str] | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Analysis:
+    """Describe what every expert does for every language.
+
+    Args:
+        cells: By measure.
+        languages: Of every expert.
+        tree: YAML of language families.
+        curves: Learning curves, see :func:`read_curves`.
+        prompts: What the decoder was told, for the record.
+        missing: What could not be had.
+        draws: Of the bootstrap.
+        seed: Of the draws.
+    """
+    not_available = dict(missing or {})
+    own_expert: dict[str, str] = {}
+    for expert, codes in languages.items():
+        if len(codes) == 1:
+            own_expert.setdefault(codes[0], expert)
+    tables, contrasts = {}, {}
+    for measure, own in cells.items():
+        table = transfer_table(own, measure, own_expert, draws, seed)
+        tables[measure] = table
+        try:
+            if tree is None:
+                raise UserError("no family tree was given (--families)")
+            contrasts[measure] = _contrast(table, languages, tree)
+        except UserError as error:
+            not_available[f"families of {measure}"] = str(error)
+    if WER not in tables:
+        not_available[WER] = "not asked for (--wer true decodes every language with every expert)"
+    few_shot = {}
+    for language, by_start in (curves or {}).items():
+        if SCRATCH not in by_start:
+            not_available[f"few_shot of {language}"] = "no curve from scratch to compare with"
+            continue
+        few_shot[language] = {
+            start: data_saved(by_start[SCRATCH], points)
+            for start, points in by_start.items()
+            if start != SCRATCH
+        }
+    if not curves:
+        not_available["few_shot"] = "no learning curves were given (--curves)"
+    return Analysis(
+        name="transfer",
+        title="Transfer between languages",
+        what="What does an expert of one language do for another, and is it kinship that helps?",
+        method=(
+            "Every utterance with every single expert and with the base alone; the decoder's "
+            f"prompt is {prompts}. Gain: how much lower than the base's the rate is, in percent of "
+            "it. Recovered: in percent of what the language's own expert gains. Families: mean "
+            "gain of experts on other languages of their family against those of other families, "
+            "tested one-sided by permuting which language is in which (with few languages the "
+            "smallest possible p is large). Intervals: 95 %, bootstrap over utterances, paired "
+            "with the base. Few-shot: hours at which a training after transfer reaches the WER of "
+            "one from scratch, by interpolation in the logarithm of hours."
+        ),
+        sources=SOURCES,
+        units={
+            "wer": "percent",
+            "loss": "nats a token, teacher-forced",
+            "gain": "percent of the base's rate",
+            "recovered": "percent of the own expert's gain",
+            "hours": "hours of speech",
+        },
+        results={"tables": tables, "families": contrasts, "few_shot": few_shot},
+        options={"draws": draws, "seed": seed},
+        not_available=not_available,
+    )
+
+
+def _contrast(
+    table: Mapping[str, Any], languages: Mapping[str, Sequence[str]], tree: str | Path
+) -> dict[str, Any]:
+    rows = [i for i, name in enumerate(table["rows"]) if name != BASE]
+    several = [table["rows"][i] for i in rows if len(languages.get(table["rows"][i], ())) != 1]
+    if several:
+        raise UserError(f"expert(s) {', '.join(several)} are not of one language each")
+    own = [languages[table["rows"][i]][0] for i in rows]
+    names = list(dict.fromkeys([*own, *table["columns"]]))
+    family = dict(zip(names, family_of(load_families(tree), names), strict=True))
+    gains = np.array([table["gain"][i] for i in rows], dtype=float)
+    return family_contrast(gains, own, table["columns"], family)

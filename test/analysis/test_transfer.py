@@ -1,0 +1,151 @@
+"""Transfer on planted rates, curves and families."""
+
+import math
+
+import numpy as np
+import pytest
+
+from espnet_moe.analysis.decodings import Decoded
+from espnet_moe.analysis.passes import BASE, draw_utterances, load_subject
+from espnet_moe.analysis.transfer import (
+    LOSS,
+    WER,
+    Cell,
+    data_needed,
+    data_saved,
+    family_contrast,
+    read_all,
+    read_curves,
+    run_all,
+    transfer,
+    transfer_table,
+)
+from espnet_moe.errors import UserError
+
+
+def cell(rate: float, count: int = 50) -> Cell:
+    """Utterances of 10 words, all of the same rate in percent."""
+    return Cell(np.full(count, rate / 10), np.full(count, 10))
+
+
+@pytest.fixture
+def planted() -> dict:
+    """Hindi and Punjabi help each other by half; Italian helps nobody and is helped by none."""
+    rates = {
+        (BASE, "hi"): 40,
+        (BASE, "pa"): 80,
+        (BASE, "it"): 20,
+        ("hi", "hi"): 10,
+        ("hi", "pa"): 40,
+        ("hi", "it"): 30,
+        ("pa", "hi"): 20,
+        ("pa", "pa"): 20,
+        ("pa", "it"): 20,
+        ("it", "hi"): 40,
+        ("it", "pa"): 80,
+        ("it", "it"): 5,
+    }
+    return {key: cell(rate) for key, rate in rates.items()}
+
+
+def test_gains_that_were_planted(planted):
+    table = transfer_table(planted, WER, {c: c for c in ("hi", "pa", "it")}, 1000, 0)
+    assert table["rows"] == [BASE, "hi", "pa", "it"] and table["columns"] == ["hi", "pa", "it"]
+    assert table["utterances"] == [50, 50, 50]
+    want = [[0, 0, 0], [75, 50, -50], [50, 75, 0], [0, 0, 75]]
+    np.testing.assert_allclose(table["gain"], want, atol=1e-9)
+    recovered = [[0, 0, 0], [100, 40 / 60 * 100, -10 / 15 * 100]]
+    np.testing.assert_allclose(table["recovered"][:2], recovered, atol=1e-9)
+    # No spread over utterances: the intervals close on the values.
+    np.testing.assert_allclose(np.array(table["gain_interval"])[..., 0], want, atol=1e-6)
+
+
+def test_a_gain_has_an_interval_over_utterances():
+    draw = np.random.default_rng(0)
+    words = np.full(400, 10)
+    base, other = (Cell(draw.binomial(10, p, 400), words) for p in (0.4, 0.2))
+    table = transfer_table({(BASE, "hi"): base, ("hi", "hi"): other}, WER, {"hi": "hi"}, 2000, 0)
+    (low, high), gain = table["gain_interval"][1][0], table["gain"][1][0]
+    assert low < gain < high and low < 50 < high and high - low < 10
+
+
+def test_what_is_missing_is_none(planted):
+    del planted["hi", "it"], planted["it", "it"]
+    planted[BASE, "te"] = cell(0)
+    planted["hi", "te"] = cell(10)
+    table = transfer_table(planted, WER, {"hi": "hi", "it": "it"}, 1000, 0)
+    rows, columns = table["rows"], table["columns"]
+    assert table["rate"][rows.index("hi")][columns.index("it")] is None
+    assert table["recovered"][rows.index("pa")][columns.index("it")] is None  # no expert of its own
+    assert table["gain"][rows.index("hi")][columns.index("te")] is None  # a base without errors
+
+
+def test_kinship():
+    gains = np.array([[75, 50, -50], [50, 75, 0], [0, 0, 75]])
+    found = family_contrast(
+        gains, ["hi", "pa", "it"], ["hi", "pa", "it"], {"hi": 0, "pa": 0, "it": 1}
+    )
+    assert (found["within"], found["across"]) == (50, -12.5)
+    assert found["pairs"] == {"within": 2, "across": 4}
+    # Each of three pairs may be the relatives: one of them is the best.
+    assert found["p"] == found["smallest_p"] == pytest.approx(1 / 3)
+    with pytest.raises(UserError, match="both within a family and across"):
+        family_contrast(gains, ["hi", "pa", "it"], ["hi", "pa", "it"], {"hi": 0, "pa": 1, "it": 2})
+    many = [str(i) for i in range(9)]
+    with pytest.raises(UserError, match="at most 8"):
+        family_contrast(np.zeros((9, 9)), many, many, dict.fromkeys(many, 0))
+
+
+def test_data_needed():
+    curve = [(1.0, 40.0), (10.0, 20.0), (100.0, 10.0)]
+    assert data_needed(curve, 30) == pytest.approx(math.sqrt(10))  # half of the way, in the log
+    assert data_needed(curve, 20) == pytest.approx(10)
+    assert data_needed(curve, 50) == 1.0 and data_needed(curve, 5) is None
+    saved = data_saved(curve, [(0.1, 40.0), (1.0, 20.0)])
+    assert [row["factor"] for row in saved] == [pytest.approx(10), pytest.approx(10), None]
+    with pytest.raises(UserError, match="different hours above 0"):
+        data_needed([(1.0, 3.0), (1.0, 2.0)], 1)
+
+
+def test_analysis_of_planted_results(planted, tmp_path):
+    tree = tmp_path / "families.yaml"
+    tree.write_text("Indo-Aryan: [hi, pa]\nRomance: [it]\n")
+    curves = tmp_path / "curves.tsv"
+    curves.write_text(
+        "language\tstart\thours\twer\npa\tscratch\t10\t30\npa\thi\t1\t30\nit\thi\t1\t9\n"
+    )
+    languages = {code: (code,) for code in ("hi", "pa", "it")}
+    content = transfer({WER: planted}, languages, tree, read_curves(curves)).content()
+    assert content["results"]["families"]["wer"]["difference"] == 62.5
+    assert content["results"]["few_shot"]["pa"]["hi"][0]["factor"] == 10
+    assert "no curve from scratch" in content["not_available"]["few_shot of it"]
+    clusters = transfer({WER: planted}, {**languages, "it": ("it", "hi")}, tree)
+    assert "it are not of one language" in clusters.not_available["families of wer"]
+    curves.write_text("nonsense")
+    with pytest.raises(UserError, match="the first line is"):
+        read_curves(curves)
+
+
+def test_decodings_with_fixed_experts(tmp_path, make_datadir):
+    data = make_datadir(tmp_path / "raw" / "test_it", {"it": 4})
+    lines = (data / "text").read_text().splitlines()
+    for system, right in (("baseline", 1), ("fixed_it", 4)):
+        folder = tmp_path / "exp" / system / "greedy" / "test_it"
+        folder.mkdir(parents=True)
+        texts = [line if i < right else line.split()[0] for i, line in enumerate(lines)]
+        (folder / "text").write_text("".join(f"{text}\n" for text in texts))
+    which = Decoded(tmp_path / "exp", tmp_path / "raw", "greedy", (), ("test_it",))
+    cells, missing = read_all(which, {"it": "fixed_it", "hi": "fixed_hi"}, "baseline")
+    table = transfer_table(cells[WER], WER, {"it": "it"}, 1000, 0)
+    assert table["gain"][table["rows"].index("it")] == [100]
+    assert "decode the set first" in missing["fixed_hi on test_it"]
+
+
+def test_passes(tiny_folder, save_random, make_datadir, tmp_path):
+    subject = load_subject(str(tiny_folder), "variable", save_random("hi", "it"), "cpu")
+    data = make_datadir(tmp_path / "test_hi", {"hi": 3, "it": 2})
+    cells = run_all(subject, draw_utterances([data], 0, 30.0), 2, with_wer=True)
+    assert set(cells) == {LOSS, WER} and len(cells[LOSS]) == 6
+    assert cells[LOSS]["it", "hi"].errors.shape == (3,)
+    rates = {key: own.rate(LOSS) for key, own in cells[LOSS].items()}
+    assert len(set(rates.values())) == 6, "every expert acts"
