@@ -29,6 +29,7 @@ REQUIRES = [
     "pyarrow",  # corpora as the hub has them: parquet files with audio in their rows
     "indic-nlp-library",
     "langcodes",  # ISO-639-1 and -3
+    "jinja2",  # the report's page
     "jiwer",
     "kaldiio",
     "numpy",
@@ -70,7 +71,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["espnet_moe", "espnet_moe.*"]),
-    package_data={"espnet_moe": ["py.typed", "data/*.tsv"]},
+    package_data={"espnet_moe": ["py.typed", "data/*.tsv", "report/templates/*"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     classifiers=[
