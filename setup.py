@@ -30,6 +30,7 @@ REQUIRES = [
     "indic-nlp-library",
     "langcodes",  # ISO-639-1 and -3
     "jinja2",  # the report's page
+    "markupsafe",
     "jiwer",
     "kaldiio",
     "numpy",

@@ -181,8 +181,7 @@ def _split(node: Row) -> tuple[dict[str, Cell], dict[str, Any]]:
         if key == estimate:
             cells[key] = _number(value, node["interval"])
         elif isinstance(value, dict) and cells and _is_shallow(value):
-            for inner, cell in _flat(value):
-                cells[f"{key}.{inner}"] = cell
+            cells.update(_flat(key, value))
         elif isinstance(value, dict) or _is_records(value):
             rest[key] = value
         elif isinstance(value, list):
@@ -210,23 +209,33 @@ def _estimate(node: Mapping[str, Any]) -> str | None:
 
 
 def _is_shallow(value: Mapping[str, Any]) -> bool:
-    """Whether a mapping is of values, or of values with their intervals."""
-    return bool(value) and all(
-        not isinstance(item, dict | list) or (isinstance(item, dict) and "interval" in item)
-        for item in value.values()
+    """Whether a mapping is of values and estimates, or an estimate itself."""
+    return bool(value) and (
+        _is_estimate(value)
+        or all(_is_estimate(v) if isinstance(v, dict) else _is_scalar(v) for v in value.values())
     )
 
 
-def _flat(value: Mapping[str, Any]) -> Iterator[tuple[str, Cell]]:
-    if (estimate := _estimate(value)) is not None:
-        yield estimate, _number(value[estimate], value["interval"])
-        return
+def _is_estimate(value: Mapping[str, Any]) -> bool:
+    """Whether a mapping is of a number, its interval, and at most more numbers about it."""
+    others = (item for key, item in value.items() if key != "interval")
+    return "interval" in value and all(map(_is_scalar, others))
+
+
+def _is_scalar(value: Any) -> bool:
+    return not isinstance(value, dict | list)
+
+
+def _flat(name: str, value: Mapping[str, Any]) -> Iterator[tuple[str, Cell]]:
+    """The cells of a shallow mapping: an estimate has its name, what is beside it has its own."""
+    estimate = _estimate(value)
     for key, item in value.items():
         if isinstance(item, dict):
-            name = _estimate(item)
-            yield key, Cell("–") if name is None else _number(item[name], item["interval"])
-        elif not isinstance(item, list):
-            yield key, _number(item)
+            yield from _flat(f"{name}.{key}", item)
+        elif key == estimate:
+            yield name, _number(item, value["interval"])
+        elif key != "interval":
+            yield f"{name}.{key}", _number(item)
 
 
 def _number(value: Any, interval: Sequence[float] | None = None) -> Cell:

@@ -44,7 +44,9 @@ log = logging.getLogger(__name__)
 COLOURS = 8  # of experts and languages, in style.css
 
 
-def write_report(exp: Path, data_root: Path, out: Path, required: Sequence[str], seed: int) -> list:
+def write_report(
+    exp: Path, data_root: Path, out: Path, required: Sequence[str], seed: int
+) -> list[Missing]:
     """Write the page of an experiment.
 
     Args:
@@ -62,6 +64,8 @@ def write_report(exp: Path, data_root: Path, out: Path, required: Sequence[str],
     """
     found = read_experiment(exp, data_root, required)
     sections = make_sections(found, seed)
+    lacking = found.required(required)
+    sections.append(_missing(found, lacking))
     tables = [b for section in sections for b in section.blocks if isinstance(b, PageTable)]
     written = set()
     for table in tables:
@@ -73,7 +77,6 @@ def write_report(exp: Path, data_root: Path, out: Path, required: Sequence[str],
     for path in (out / "tables").glob("*.*"):
         if path.suffix in (".csv", ".tex") and path not in written:
             path.unlink()
-    lacking = found.required(required)
     write_text(out / "index.html", render(found, sections, lacking))
     return lacking
 
@@ -160,7 +163,7 @@ def render(found: Experiment, sections: Sequence[Section], lacking: Sequence[Mis
         name=found.exp.resolve().name,
         results=found.results,
         headline=_headline(found),
-        sections=[*sections, _missing(found, lacking)],
+        sections=sections,
         lacking=lacking,
         style=Markup(style),
         script=Markup(script),

@@ -14,7 +14,7 @@ _SETS_SHOWN = 12  # lines of a list that is not folded
 def significance(found: Experiment) -> Section:
     """Paired comparisons of ``results.json``, and those of the analysis where there is one."""
     section = Section("significance", "Significance")
-    lines = _compared(found)
+    lines = _compared(found) if found.rows else []
     if not lines:
         if found.rows:
             found.lacks("significance", "comparisons", "no system beside the baseline is scored")
@@ -84,18 +84,21 @@ class _Line:
 
 def _compared(found: Experiment) -> list[_Line]:
     lines = []
-    rows = found.rows
+    rows, baseline = found.rows, found.results["baseline"]
+    with_baseline = {_place(row) for row in rows if row["system"] == baseline}
     for row, name in zip(rows, labels(rows), strict=True):
         own = row.get("comparison")
         place = f"{row['set']} ({row['language']})"
         if own is not None:
             lines.append(_Line(name, own["baseline"], place, row["utterances"], own))
-        elif row["system"] != found.results["baseline"]:
-            why = "it was not scored on the same utterances and references"
-            found.lacks("significance", f"{name} against the baseline on {place}", why)
+        elif _place(row) not in with_baseline:
+            found.lacks("significance", place, f"{baseline} is not scored on it")
+        elif row["system"] != baseline:
+            why = "they were not scored on the same utterances and references"
+            found.lacks("significance", f"{name} against {baseline} on {place}", why)
     averages = found.results.get("averages") or []
     for average, name in zip(averages, labels(averages), strict=True):
-        if average["system"] == found.results["baseline"]:
+        if average["system"] == baseline:
             continue  # the oracle's line says the same the other way round
         for own in average["against"].values():
             lines.append(_Line(name, own["system"], "mean", None, own))
@@ -103,6 +106,10 @@ def _compared(found: Experiment) -> list[_Line]:
         place = "the least sure quarter"
         lines.append(_Line(row["soft"], row["hard"], place, row["utterances"], row["difference"]))
     return lines
+
+
+def _place(row: Row) -> tuple[str, str, str]:
+    return row["inference_tag"], row["set"], row["language"]
 
 
 def _all_pairs(found: Experiment, section: Section) -> None:

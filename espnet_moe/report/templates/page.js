@@ -28,7 +28,7 @@ for (const button of document.querySelectorAll("thead button")) {
 // An address may ask for a sorted table: #sort=<table>.<column from 0>.<ascending|descending>
 function sortAsAddressed() {
   const asked = /^#sort=([\w-]+)\.(\d+)\.(ascending|descending)$/.exec(location.hash);
-  const figure = asked && document.getElementById(asked[1]);
+  const figure = asked && document.getElementById(`table-${asked[1]}`);
   const heading = figure && figure.querySelectorAll("thead th")[asked[2]];
   if (!heading) return;
   const fold = figure.closest("details");
