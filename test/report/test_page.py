@@ -12,7 +12,7 @@ import pytest
 
 from espnet_moe.bin.report import main
 from espnet_moe.errors import UserError
-from espnet_moe.report.page.analyses import analysis_tables
+from espnet_moe.report.page.analysis_tables import analysis_tables
 from espnet_moe.report.page.charts import diagram
 from espnet_moe.report.page.scripts import language_of, marked
 from espnet_moe.report.page.tables import Column, PageTable, number, to_latex, words
@@ -271,7 +271,14 @@ def test_results_of_analyses_become_tables() -> None:
             "hi": {"norm": 1.5, "means": {"all": {"rank": 2.0}, "encoder": {"rank": 3.0}}},
             "it": {"norm": 2.5, "means": {"all": {"rank": 4.0}}},
         },
-        "pairs": [{"names": ["hi", "it"], "overlap": {"share": 0.5, "interval": [0.25, 0.75]}}],
+        "pairs": [
+            {
+                "names": ["hi", "it"],
+                "share": 9,
+                "overlap": {"share": 0.5, "rate": 0.5, "interval": [0.25, 0.75], "total": 3.0},
+                "parts": [{"part": "fc1", "angle": 30.0}],
+            }
+        ],
         "modules": 32,
     }
     tables = analysis_tables("x", results)
@@ -284,7 +291,41 @@ def test_results_of_analyses_become_tables() -> None:
         ["it · means · all", "4.000"],
     ]
     (pair,) = next(t for t in tables if t.slug == "analysis-x-pairs").rows
-    assert [cell.interval for cell in pair] == [None, None, (0.25, 0.75)]
+    assert [cell.text for cell in pair] == ["1", "hi, it", "9", "0.500", "0.500", "3.000"]
+    # An interval is of the number right before it.
+    assert [cell.interval for cell in pair] == [*[None] * 4, (0.25, 0.75), None]
+    assert found["analysis-x-pairs-2"] == [["hi, it · parts · 1", "fc1", "30.00"]]
+
+
+def test_matrices_of_analyses_become_rows_with_their_intervals() -> None:
+    results = {
+        "cka": {
+            "hi": {
+                "names": ["base", "it"],
+                "frames": 100,
+                "layers": [
+                    {"layer": 2, "values": [[1.0, 0.5], [0.5, 1.0]]},
+                    {"layer": 4, "values": [[1.0, 0.5], [0.5, 1.0]],
+                     "interval": [[[1, 1], [0.25, 0.75]], [[0.25, 0.75], [1, 1]]]},
+                ],
+            }
+        },
+        "tables": {
+            "wer": {"rows": ["base"], "columns": ["hi", "it"], "utterances": [5, 6],
+                    "rate": [[10.0, None]], "rate_interval": [[[5.0, 15.0], None]]},
+        },
+    }  # fmt: skip
+    found = {table.slug: table for table in analysis_tables("x", results)}
+    cka = found["analysis-x-cka-2"]
+    assert [column.title for column in cka.columns] == ["", "base", "it"]
+    assert [row[0].text for row in cka.rows] == [
+        *("hi · layers · layer 2 · base", "hi · layers · layer 2 · it"),
+        *("hi · layers · layer 4 · base", "hi · layers · layer 4 · it"),
+    ]
+    assert [row[2].interval for row in cka.rows] == [None, None, (0.25, 0.75), (1.0, 1.0)]
+    (base,) = found["analysis-x-tables"].rows
+    assert [cell.text for cell in base] == ["wer · rate · base", "10.00", "–"]
+    assert base[1].interval == (5.0, 15.0)
 
 
 def test_words_are_in_the_language_of_their_script() -> None:

@@ -117,7 +117,7 @@ def samples(found: Experiment, seed: int) -> Section:
     """
     section = Section("samples", "Listen")
     places = _places(found.rows)
-    if not places:
+    if not places or not found.sets:
         return section
     section.add(
         Text(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from espnet_moe.scoring.error_rates import wilson
 
+WIDEST = 16  # columns of a table in the page
 FEW = 100  # utterances; below, a rate is marked
 COUNTED = "counted or set, not estimated"
 ONE_RUN = "the clock or memory of one run on one machine"
@@ -70,7 +71,7 @@ class PageTable:
         caption: What it shows, in a sentence.
         columns: The first names the rows.
         rows: Of as many cells each.
-        shown: Rows to show in the page; the files hold all.
+        shown: Rows to show in the page, of at most :data:`WIDEST` columns; the files hold all.
         folded: Whether it is to be opened first.
     """
 
@@ -96,10 +97,15 @@ class PageTable:
         return tuple(any(row[i].is_number for row in self.rows) for i in range(len(self.columns)))
 
     @property
+    def columns_shown(self) -> tuple[Column, ...]:
+        """The columns that are in the page."""
+        return self.columns[:WIDEST]
+
+    @property
     def reasons(self) -> dict[str, list[str]]:
-        """Titles of the columns with numbers that have no interval, by the reason why not."""
+        """Titles of the columns in the page with numbers without an interval, by the reason."""
         found: dict[str, list[str]] = {}
-        for i, column in enumerate(self.columns):
+        for i, column in enumerate(self.columns_shown):
             if any(row[i].is_number and row[i].interval is None for row in self.rows):
                 found.setdefault(column.why, []).append(column.title or "the first column")
         return found
