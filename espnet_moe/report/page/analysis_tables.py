@@ -7,6 +7,7 @@ that of the number right before it. A matrix is a row a name: the names are in `
 ``values``) is a matrix of pairs.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -214,7 +215,9 @@ def _number(value: Any, interval: Sequence[float] | None = None) -> Cell:
     if isinstance(value, int):
         return number(value, 0, interval)
     size = abs(value)
-    decimals = 2 if size >= 10 else 3 if size >= 0.01 or value == 0 else 6
+    # Three significant digits of small numbers, to a millionth.
+    small = min(6, 2 - math.floor(math.log10(size))) if 0 < size < 1 else 3
+    decimals = 2 if size >= 10 else small
     return number(value, decimals, interval)
 
 

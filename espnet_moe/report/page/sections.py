@@ -335,7 +335,7 @@ def targets(found: Experiment) -> Section:
                 (
                     words(row["name"]),
                     words(row["target"]),
-                    Cell(minus(target_value(row)), target_value(row)),
+                    words(None if row["met"] is None else minus(target_value(row))),
                     Cell(*(states[row["met"]][0],) * 2, state=states[row["met"]][1]),
                     words(row["detail"]),
                     words(f"{row['experts'] or 'default'}/{row['inference_tag']}"),

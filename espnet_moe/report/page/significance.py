@@ -65,12 +65,9 @@ class _Line:
         return bool(self.own["significant"])
 
     def words(self) -> str:
-        low, high = self.own["wer_diff_ci"]
-        number_of = "" if self.count is None else f", {self.count} utterances"
-        return minus(
-            f"{self.first} against {self.second} on {self.place}: {self.own['wer_diff']:+.2f} "
-            f"points [{low:+.2f}, {high:+.2f}]{number_of}"
-        )
+        told = f"{self.first} against {self.second} on {self.place}: "
+        told += _points(self.own["wer_diff"], self.own["wer_diff_ci"])
+        return told if self.count is None else f"{told}, {self.count} utterances"
 
     def cells(self) -> tuple[Cell, ...]:
         return (
@@ -108,6 +105,12 @@ def _compared(found: Experiment) -> list[_Line]:
     return lines
 
 
+def _points(difference: float, interval: Sequence[float]) -> str:
+    """Write a difference in points of WER with its interval."""
+    low, high = interval
+    return minus(f"{difference:+.2f} points [{low:+.2f}, {high:+.2f}]")
+
+
 def _place(row: Row) -> tuple[str, str, str]:
     return row["inference_tag"], row["set"], row["language"]
 
@@ -126,23 +129,19 @@ def _all_pairs(found: Experiment, section: Section) -> None:
     rows: Sequence[Row] = content["results"]["rows"]
     pooled = [row for row in rows if row["set"] == ALL] or list(rows)
     unsure = [row for row in pooled if not row["mapsswe_significant"]]
-    told = []
-    for row in unsure:
-        low, high = row["interval"]
-        told.append(
-            minus(
-                f"{row['first']} against {row['second']} ({row['set']}): {row['difference']:+.2f} "
-                f"points [{low:+.2f}, {high:+.2f}]"
-            )
-            + f", MAPSSWE p = {row['mapsswe_p_holm']:.3g} after Holm, "
-            f"{row['utterances']} utterances"
-        )
+    told = [
+        f"{row['first']} against {row['second']} ({row['set']}): "
+        f"{_points(row['difference'], row['interval'])}, "
+        f"p = {row['mapsswe_p_holm']:.3g}, {row['utterances']} utterances"
+        for row in unsure
+    ]
     section.add(
         Heading("Every pair, adjusted", "significance-pairs"),
         Text(
             f"{len(pooled) - len(unsure)} of {len(pooled)} pairs differ significantly by the "
             "matched-pairs test on segments (MAPSSWE) after Holm's adjustment over "
-            f"{content['results']['comparisons']} comparisons; the table is under Analysis."
+            f"{content['results']['comparisons']} comparisons; the p below are adjusted, the "
+            "intervals are not. The table is under Analysis."
         ),
         Lines(tuple(told), f"Not significant ({len(told)})", folded=len(told) > _SETS_SHOWN),
     )
