@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -187,5 +188,49 @@ def make_owsm(owsm_folder: Path) -> Callable[..., Any]:
 
     def make(context: str = "variable") -> Any:
         return load_owsm(str(owsm_folder), context).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def recordings() -> list[np.ndarray]:
+    """Eight recordings of 0.1 to 2 s."""
+    from mixtures import tones
+
+    return [tones(s, i) for i, s in enumerate((0.9, 0.35, 1.4, 0.1, 2.0, 1.1, 0.7, 1.6))]
+
+
+@pytest.fixture(scope="session")
+def mixture(
+    tiny_folder: Path, recordings: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory
+) -> SimpleNamespace:
+    """Paths of backbone, experts, router, and a router over clusters; options that end soon."""
+    from espnet_moe.backbones.loading import load_backbone
+    from mixtures import write_mixture
+
+    folder, backbone = tmp_path_factory.mktemp("mixture"), load_backbone(str(tiny_folder)).eval()
+    return write_mixture(folder, str(tiny_folder), backbone, recordings)
+
+
+@pytest.fixture(scope="session")
+def owsm_mixture(
+    owsm_folder: Path, recordings: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory
+) -> SimpleNamespace:
+    """The same on a small OWSM."""
+    from espnet_moe.backbones.loading import load_backbone
+    from mixtures import write_mixture
+
+    folder, backbone = tmp_path_factory.mktemp("mixture"), load_backbone(str(owsm_folder)).eval()
+    return write_mixture(folder, str(owsm_folder), backbone, recordings)
+
+
+@pytest.fixture
+def make_model(mixture: SimpleNamespace) -> Callable[..., Any]:
+    """Load the small mixture anew: ``make_model(router=None)``."""
+    from espnet_moe import Speech2Text
+
+    def make(parts: SimpleNamespace = mixture, **changes: Any) -> Any:
+        given = {"experts": parts.experts, "router": parts.router, "options": parts.options}
+        return Speech2Text(parts.backbone, device="cpu", **{**given, **changes})
 
     return make

@@ -25,3 +25,18 @@ def test_a_file_of_options_that_is_missing() -> None:
     done = decode("@nowhere/args")
     assert done.returncode == 2
     assert "@nowhere/args: the options in it cannot be read" in done.stderr
+
+
+def test_a_reader_that_has_enough() -> None:
+    """``… | head -1``: no traceback where nobody reads on."""
+    script = (
+        "from espnet_moe.bin import cli\n"
+        "cli.run(lambda argv: [print('x' * 1000) for _ in range(10000)] and None)"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as done:
+        assert done.stdout is not None and done.stderr is not None
+        done.stdout.readline()
+        done.stdout.close()
+        errors = done.stderr.read()
+    assert done.returncode == 1 and errors == b""

@@ -15,17 +15,17 @@ PACKAGE = Path(__file__).resolve().parents[1] / "espnet_moe"
 ROWS = [
     {"errors", "__init__"},
     {"files", "config"},
-    {"data", "experts", "checkpoints", "provenance", "tracking"},
+    {"archives", "data", "experts", "checkpoints", "provenance", "tracking"},
     {"scoring", "routing", "interruption", "memory", "stamps"},
     {"grid"},
     {"backbones", "report", "clustering"},
     {"decoding"},
     {"analysis"},
-    {"model", "training_data", "phases"},
+    {"inference", "model", "training_data", "phases"},
     {"preprocessing", "schedulers", "training_setup", "model_building", "router_report"},
     {"trainer"},
     {"task"},
-    {"exporting", "packing"},
+    {"converting", "exporting", "packing"},
     {"bin"},
 ]
 # Parts that know no model, and what they may not import.

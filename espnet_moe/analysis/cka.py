@@ -9,6 +9,7 @@ import numpy as np
 from espnet_moe.errors import UserError
 
 _GROUPS = 10  # of utterances, for the jackknife
+_LEAST_FRAMES = 50  # far fewer than the width of the frames say nothing
 _NORMAL_95 = 1.959964
 
 
@@ -104,7 +105,12 @@ def cka_results(sets: Mapping[str, Representations], seed: int) -> dict[str, Any
     Returns:
         By set ``frames``, ``utterances``, and by layer the matrix; of the last layer also the
         95 % ``interval`` of every pair, by a delete-a-group jackknife over utterances.
+
+    Raises:
+        UserError: For a set of fewer frames than an unbiased estimate needs.
     """
+    if few := [name for name, own in sets.items() if len(own.owners) < _LEAST_FRAMES]:
+        raise UserError(f"{', '.join(few)}: CKA needs {_LEAST_FRAMES} frames or more")
     found = {}
     for name, own in {**sets, "all": join(list(sets.values()))}.items():
         layers: list[dict[str, Any]] = [

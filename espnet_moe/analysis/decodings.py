@@ -1,4 +1,4 @@
-"""Decoded test sets, aligned word by word with their references."""
+"""DecodedSets test sets, aligned word by word with their references."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Decoding:
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedSets:
     """Which decodings of an experiment to read.
 
     Attributes:

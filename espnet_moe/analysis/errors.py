@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from espnet_moe.analysis.decodings import Decoded, Decoding, sets_with_alternatives
+from espnet_moe.analysis.decodings import DecodedSets, Decoding, sets_with_alternatives
 from espnet_moe.analysis.phones import sequence_distance
-from espnet_moe.analysis.record import Analysis
+from espnet_moe.analysis.record import About, Analysis
 from espnet_moe.analysis.spelling import pronounce, script_of
 from espnet_moe.data.datadir import load_datadir
 from espnet_moe.data.normalize import LANGUAGES, normalize
@@ -212,8 +212,33 @@ def read_vocabularies(pairs: Sequence[str]) -> dict[str, frozenset[str]]:
     return {language: frozenset(words) for language, words in found.items()}
 
 
+ABOUT = About(
+    name="errors",
+    title="Kinds of errors",
+    what="Which words go wrong, and how: by sound, spelling, vocabulary, script, in loops?",
+    method=(
+        "Words are aligned by minimal edits. A substitution is of the first kind that fits: "
+        "code_switched (the reference's word is in another script than most of its sentence), "
+        "wrong_script (the hypothesis is in another script), number (digits, or a cardinal to "
+        "a hundred other than one), homophone (another spelling of the same sound), "
+        "out_of_vocabulary (not in the training text), phonetic (at most "
+        f"{NEAR} edits a phone, where a phone for another costs the share of features that "
+        "differ; by characters where spelling does not say the sound), other. Insertions in a "
+        f"run of up to {LOOP_WORDS} words that stands {LOOP_TIMES} times or more in a row are "
+        "loops. words_by tells how many reference words of a kind there are and how many are "
+        "wrong. Intervals: 95 %, bootstrap over utterances."
+    ),
+    sources=SOURCES,
+    units={
+        "rate": "per 100 words of the reference",
+        "share": "of all errors, percent",
+        "wer": "percent",
+    },
+)
+
+
 def errors(
-    which: Decoded,
+    which: DecodedSets,
     vocabularies: Mapping[str, Collection[str]],
     resamples: int = 1000,
     seed: int = 0,
@@ -239,34 +264,15 @@ def errors(
                 missing[f"out_of_vocabulary of {language}"] = (
                     f"no training text was given (--train {language}=FOLDER)"
                 )
-            if pronounce(decoding.references.texts[chosen[0]].split()[0], language) is None:
+            texts = [decoding.references.texts[i] for i in chosen]
+            if not any(pronounce(word, language) for text in texts for word in text.split()):
                 missing[f"homophone of {language}"] = (
                     "its spelling does not say how words sound: phonetic confusions are by "
                     "characters"
                 )
             rows.append(_row(decoding, language, chosen, known, resamples, seed))
     return Analysis(
-        name="errors",
-        title="Kinds of errors",
-        what="Which words go wrong, and how: by sound, spelling, vocabulary, script, in loops?",
-        method=(
-            "Words are aligned by minimal edits. A substitution is of the first kind that fits: "
-            "code_switched (the reference's word is in another script than most of its sentence), "
-            "wrong_script (the hypothesis is in another script), number (digits, or a cardinal to "
-            "a hundred other than one), homophone (another spelling of the same sound), "
-            "out_of_vocabulary (not in the training text), phonetic (at most "
-            f"{NEAR} edits a phone, where a phone for another costs the share of features that "
-            "differ; by characters where spelling does not say the sound), other. Insertions in a "
-            f"run of up to {LOOP_WORDS} words that stands {LOOP_TIMES} times or more in a row are "
-            "loops. words_by tells how many reference words of a kind there are and how many are "
-            "wrong. Intervals: 95 %, bootstrap over utterances."
-        ),
-        sources=SOURCES,
-        units={
-            "rate": "per 100 words of the reference",
-            "share": "of all errors, percent",
-            "wer": "percent",
-        },
+        ABOUT,
         results={"categories": CATEGORIES, "rows": rows},
         options={
             "resamples": resamples,

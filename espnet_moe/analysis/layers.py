@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from espnet_moe.analysis.passes import Batch, Subject, make_batches, token_loss, transcribe
-from espnet_moe.analysis.record import Analysis
+from espnet_moe.analysis.record import About, Analysis
 from espnet_moe.analysis.similarity import groups_of
 from espnet_moe.analysis.updates import place_of
 from espnet_moe.backbones.attention import Encoded
 from espnet_moe.data.utterance import Utterance
 from espnet_moe.experts.gates import Gates, use_gates
-from espnet_moe.scoring.error_rates import EditCounts, bootstrap_rates, interval
+from espnet_moe.scoring.error_rates import EditCounts, bootstrap_rates, interval, join_counts
 
 ALL, NONE = "all", "none"
 OFF, ALONE = "off", "alone"
@@ -83,7 +83,7 @@ def measure(
     return Losses(
         {name: np.concatenate(found) for name, found in sums.items()},
         np.concatenate([batch.counts for batch in batches]),
-        {name: _joined(found) for name, found in words.items()},
+        {name: join_counts(found) for name, found in words.items()},
     )
 
 
@@ -106,11 +106,6 @@ class _Encoder:
             with use_gates(gates):
                 self.known[key] = self.subject.backbone.encode_upper(self.lower, self.layer)
         return self.known[key]
-
-
-def _joined(parts: Sequence[EditCounts]) -> EditCounts:
-    kinds = ("correct", "substitutions", "deletions", "insertions")
-    return EditCounts(*(np.concatenate([getattr(part, kind) for part in parts]) for kind in kinds))
 
 
 def importance(losses: Losses, groups: Sequence[str], draws: int, seed: int) -> dict[str, Any]:
@@ -177,6 +172,29 @@ def _words(losses: Losses, name: str, draws: int, seed: int) -> dict[str, Any]:
     }
 
 
+ABOUT = About(
+    name="layers",
+    title="Importance of layers",
+    what="In which layers, and which kinds of module, does an expert do its work?",
+    method=(
+        "Every group of an expert's modules (a part of the model, a layer, a kind of module) "
+        "is switched off while the rest acts, and acts alone while the rest is off; nothing is "
+        "trained again. The loss is the decoder's cross-entropy of the transcripts under "
+        "teacher forcing, a mean over tokens. Shares are of what the whole expert gains over "
+        "the base; they need not add up to 1, as layers make good for each other. Intervals: "
+        "95 %, bootstrap over utterances, paired."
+    ),
+    sources=SOURCES,
+    units={
+        "loss": "nats a token",
+        "change": "nats a token: how much worse without the group (wer: points of WER)",
+        "gain": "nats a token: how much better than the base (with the group alone)",
+        "share": "of the whole expert's gain",
+        "wer": "percent",
+    },
+)
+
+
 def layers(
     subject: Subject,
     utterances: Mapping[str, Sequence[Utterance]],
@@ -218,25 +236,7 @@ def layers(
         told_of = sorted({utt.language for utt in own})
         found[expert] = {"languages": told_of, **importance(losses, list(groups), draws, seed)}
     return Analysis(
-        name="layers",
-        title="Importance of layers",
-        what="In which layers, and which kinds of module, does an expert do its work?",
-        method=(
-            "Every group of an expert's modules (a part of the model, a layer, a kind of module) "
-            "is switched off while the rest acts, and acts alone while the rest is off; nothing is "
-            "trained again. The loss is the decoder's cross-entropy of the transcripts under "
-            "teacher forcing, a mean over tokens. Shares are of what the whole expert gains over "
-            "the base; they need not add up to 1, as layers make good for each other. Intervals: "
-            "95 %, bootstrap over utterances, paired."
-        ),
-        sources=SOURCES,
-        units={
-            "loss": "nats a token",
-            "change": "nats a token: how much worse without the group (wer: points of WER)",
-            "gain": "nats a token: how much better than the base (with the group alone)",
-            "share": "of the whole expert's gain",
-            "wer": "percent",
-        },
+        ABOUT,
         results={
             "experts": found,
             "modules": {group: len(own) for group, own in groups.items()},

@@ -1,5 +1,6 @@
 """Passes of utterances through a backbone with experts: frames, losses and transcripts."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,14 +140,21 @@ class Batch:
 def make_batches(subject: Subject, utterances: Sequence[Utterance], size: int) -> list[Batch]:
     """Load utterances in their order; each once, however many passes follow.
 
+    Those whose transcript is longer than the decoder takes are left out, as in training.
+
     Raises:
-        UserError: For a transcript longer than the decoder takes, or a language without a token.
+        UserError: Where none is left, or a language has no token.
     """
     if size < 1:
         raise UserError(f"--batch_size is at least 1, not {size}")
-    return [
-        _batch(subject.backbone, utterances[i : i + size]) for i in range(0, len(utterances), size)
-    ]
+    backbone = subject.backbone
+    room = backbone.max_target_length - backbone.tokens.prompt([utterances[0].language]).size(1)
+    kept = [utt for utt in utterances if len(backbone.tokens.encode(utt.text)) <= room]
+    if not kept:
+        raise UserError(f"every transcript has more than the {room} tokens that the decoder takes")
+    if left_out := len(utterances) - len(kept):
+        logging.warning("%d of %d transcripts are too long: left out", left_out, len(utterances))
+    return [_batch(backbone, kept[i : i + size]) for i in range(0, len(kept), size)]
 
 
 def _batch(backbone: Any, utterances: Sequence[Utterance]) -> Batch:
@@ -154,12 +162,6 @@ def _batch(backbone: Any, utterances: Sequence[Utterance]) -> Batch:
     waves = [torch.from_numpy(load_audio(utt.audio)) for utt in utterances]
     prompt = tokens.prompt([utt.language for utt in utterances])
     texts = [torch.tensor(tokens.encode(utt.text), dtype=torch.long) for utt in utterances]
-    room = backbone.max_target_length - prompt.size(1)
-    for utt, text in zip(utterances, texts, strict=True):
-        if len(text) > room:
-            raise UserError(
-                f"{utt.utt_id} has {len(text)} tokens, this backbone takes {room}: leave it out"
-            )
     end = tokens.end_id
     target = torch.nn.utils.rnn.pad_sequence(
         [F.pad(text, (0, 1), value=end) for text in texts], batch_first=True, padding_value=IGNORE

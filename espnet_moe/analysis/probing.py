@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from espnet_moe.analysis.passes import BASE, Batch, Subject, hidden_layers, make_batches
+from espnet_moe.analysis.passes import BASE, Subject, make_batches
 from espnet_moe.analysis.phones import features
-from espnet_moe.analysis.record import Analysis
-from espnet_moe.analysis.spelling import pronounce
+from espnet_moe.analysis.record import About, Analysis
 from espnet_moe.analysis.timings import PHONES, Span, read_ctm, spans_of
+from espnet_moe.analysis.tokens import ONSET, Tokens, collect, frame_spans, onsets
 from espnet_moe.data.datadir import load_datadir
 from espnet_moe.data.extras import Word
 from espnet_moe.data.utterance import SAMPLE_RATE, Utterance
@@ -21,7 +21,6 @@ from espnet_moe.scoring.error_rates import bootstrap_rates, interval
 
 WORD = "word"
 FEATURES = ("kind", "voiced", "place", "manner", "height", "backness", "rounded")
-ONSET = 0.06  # seconds of a word that are taken for its first phone
 LAYERS = 5  # at most, beside the output
 LEAST_PER_CLASS, LEAST_TOKENS = 5, 40  # of a task in training; fewer make no probe
 TEST_SHARE = 0.3  # of the speakers
@@ -53,80 +52,6 @@ class Task:
     types: np.ndarray
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """Labelled spans and their representations.
-
-    Attributes:
-        spans: In the order of the rows.
-        utterances: Number of the utterance of each, ``(tokens,)``.
-        speakers: ``(tokens,)``.
-        values: By condition and layer ``(tokens, dim)``: means over the spans' frames.
-    """
-
-    spans: Sequence[Span]
-    utterances: np.ndarray
-    speakers: np.ndarray
-    values: Mapping[tuple[str, str], np.ndarray]
-
-
-def collect(
-    subject: Subject,
-    batches: Sequence[Batch],
-    spans: Mapping[str, Sequence[Span]],
-    conditions: Sequence[str],
-    layers: Sequence[int],
-) -> Tokens:
-    """Represent spans by the means of their frames, in every layer and condition.
-
-    A span has the frames whose middles lie in it, or the one that its own middle lies in.
-    """
-    step = subject.backbone.frame_samples / SAMPLE_RATE
-    values: dict[tuple[str, str], list[np.ndarray]] = {}
-    found: list[Span] = []
-    owners: list[int] = []
-    speakers: list[str] = []
-    start = 0
-    for batch in batches:
-        places: list[tuple[int, int, int]] = []
-        lengths: np.ndarray | None = None
-        for condition in conditions:
-            gates = subject.gates(condition, len(batch.utterances))
-            for name, state in hidden_layers(subject, batch, gates, layers).items():
-                if lengths is None:
-                    lengths = state.spoken.cpu().numpy()
-                    for row, utt in enumerate(batch.utterances):
-                        for span in spans.get(utt.utt_id, ()):
-                            first, last = _frames(span, step, int(lengths[row]))
-                            places.append((row, first, last))
-                            found.append(span)
-                            owners.append(start + row)
-                            speakers.append(utt.speaker)
-                # Sums up to each frame: a span's mean is a difference of two.
-                sums = np.cumsum(state.hidden.double().cpu().numpy(), axis=1)
-                sums = np.pad(sums, ((0, 0), (1, 0), (0, 0)))
-                means = [(sums[r, b] - sums[r, a]) / (b - a) for r, a, b in places]
-                if means:
-                    values.setdefault((condition, name), []).append(np.stack(means))
-        start += len(batch.utterances)
-    return Tokens(
-        found,
-        np.array(owners),
-        np.array(speakers),
-        {key: np.concatenate(parts) for key, parts in values.items()},
-    )
-
-
-def _frames(span: Span, step: float, count: int) -> tuple[int, int]:
-    """First and behind-the-last frame of a span."""
-    first, last = round(span.start / step), round(span.end / step)
-    if last <= first:
-        first = int((span.start + span.end) / 2 / step)
-        last = first + 1
-    first = min(first, count - 1)
-    return first, max(first + 1, min(last, count))
-
-
 def word_task(tokens: Tokens, classes: int) -> Task:
     """Which of the most frequent words a span holds."""
     counts = Counter(span.label for span in tokens.spans)
@@ -145,30 +70,6 @@ def feature_tasks(tokens: Tokens) -> list[Task]:
         labels = np.array([told[i][name] for i in rows], dtype=np.str_)
         types = np.array([tokens.spans[i].label for i in rows], dtype=np.str_)
         found.append(Task(name, rows, labels, types))
-    return found
-
-
-def onsets(timings: Mapping[str, Sequence[Word]], language: str) -> dict[str, list[Span]]:
-    """The beginnings of words with their first phone, where spelling tells it."""
-    found: dict[str, list[Span]] = {}
-    for key, words in timings.items():
-        for word in words:
-            phones = pronounce(word.word, language)
-            if phones:
-                end = word.start + min(ONSET, word.duration)
-                found.setdefault(key, []).append(Span(word.start, end, phones[0], phones[0]))
-    return found
-
-
-def frame_spans(spans: Mapping[str, Sequence[Span]], step: float) -> dict[str, list[Span]]:
-    """Every frame of phones as a span of its own."""
-    found: dict[str, list[Span]] = {}
-    for key, own in spans.items():
-        for span in own:
-            first, last = _frames(span, step, 10**9)
-            found.setdefault(key, []).extend(
-                Span(i * step, (i + 1) * step, span.label, span.type) for i in range(first, last)
-            )
     return found
 
 
@@ -312,6 +213,33 @@ def read_timings(
     return words, phones
 
 
+ABOUT = About(
+    name="probing",
+    title="What frames tell a linear probe",
+    what="In which layers can phones and words be read, and does an expert make it easier?",
+    method=(
+        "Logistic regression on encoder states (means over the frames of a span), fitted on "
+        "some speakers and tested on others. Words: the most frequent ones of the language. "
+        "Features: of phones, frame by frame where phone timings are there, otherwise of the "
+        f"first phone of words in their first {ONSET:g} s. Control: the same probe on labels "
+        "that only memory can learn (a random value for every phone; shuffled labels for "
+        "words). Selectivity is accuracy less that of the control: where it is small, the "
+        "probe could tell the phones apart and have learnt their values by heart. Labels with "
+        f"fewer than {LEAST_PER_CLASS} training tokens are left out. Layer 0 is what enters "
+        "the first encoder layer. Intervals: 95 %, bootstrap over test utterances."
+    ),
+    sources=SOURCES,
+    units={
+        "accuracy": "0 to 1, on test tokens",
+        "majority": "0 to 1, of the most frequent training label",
+        "control": "0 to 1",
+        "selectivity": "accuracy less control",
+        "train": "tokens",
+        "test": "tokens",
+    },
+)
+
+
 def probing(
     subject: Subject,
     utterances: Mapping[str, Sequence[Utterance]],
@@ -342,32 +270,27 @@ def probing(
     rows: list[dict[str, Any]] = []
     numbers = np.linspace(0, subject.backbone.num_encoder_layers, LAYERS).round()
     layers = sorted({int(number) for number in numbers})
-    step = subject.backbone.frame_samples / SAMPLE_RATE
     for language, own in utterances.items():
         experts = [e for e, codes in languages.items() if language in codes]
         if not experts:
             missing[language] = "no expert is of this language"
             continue
-        ids = {utt.utt_id for utt in own}
-        heard = {key: tuple(value) for key, value in words.items() if key in ids}
-        frames = {key: value for key, value in phones.items() if key in ids}
-        sources = {"words": spans_of(heard)}
-        if frames:
-            sources["phones"] = frame_spans(spans_of(frames), step)
-        else:
-            missing["phones"] = (
-                f"no {PHONES} with utterances of {language} (or of others): features are those of "
-                f"the first phone of words, by their spelling, in the first {ONSET:g} s"
-            )
-            sources["onsets"] = onsets(heard, language)
         batches = make_batches(subject, own, batch_size)
-        for source, spans in sources.items():
+        step = subject.backbone.frame_samples / SAMPLE_RATE
+        for source, spans in _sources(language, own, words, phones, step).items():
             drawn = _drawn(spans, max_tokens, seed)
             if not drawn:
                 missing[f"{source} of {language}"] = (
-                    "no word timings (words.ctm)" if not heard else "spelling does not tell phones"
+                    "no word timings (words.ctm), or spelling does not tell phones"
+                    if source == "onsets"
+                    else "no word timings (words.ctm)"
                 )
                 continue
+            if source == "onsets":
+                missing["phones"] = (
+                    f"no {PHONES}, at least of {language}: features are those of the first phone "
+                    f"of words, by their spelling, in the first {ONSET:g} s"
+                )
             tokens = collect(subject, batches, drawn, (BASE, experts[0]), layers)
             tasks = [word_task(tokens, classes)] if source == "words" else feature_tasks(tokens)
             for task in tasks:
@@ -380,33 +303,27 @@ def probing(
     if not rows:
         raise UserError("nothing to probe: " + "; ".join(f"{k}: {v}" for k, v in missing.items()))
     return Analysis(
-        name="probing",
-        title="What frames tell a linear probe",
-        what="In which layers can phones and words be read, and does an expert make it easier?",
-        method=(
-            "Logistic regression on encoder states (means over the frames of a span), fitted on "
-            "some speakers and tested on others. Words: the most frequent ones of the language. "
-            "Features: of phones, frame by frame where phone timings are there, otherwise of the "
-            f"first phone of words in their first {ONSET:g} s. Control: the same probe on labels "
-            "that only memory can learn (a random value for every phone; shuffled labels for "
-            "words). Selectivity is accuracy less that of the control: where it is small, the "
-            "probe could tell the phones apart and have learnt their values by heart. Labels with "
-            f"fewer than {LEAST_PER_CLASS} training tokens are left out. Layer 0 is what enters "
-            "the first encoder layer. Intervals: 95 %, bootstrap over test utterances."
-        ),
-        sources=SOURCES,
-        units={
-            "accuracy": "0 to 1, on test tokens",
-            "majority": "0 to 1, of the most frequent training label",
-            "control": "0 to 1",
-            "selectivity": "accuracy less control",
-            "train": "tokens",
-            "test": "tokens",
-        },
+        ABOUT,
         results={"layers": [*map(str, layers), "output"], "rows": rows},
         options={"classes": classes, "max_tokens": max_tokens, "draws": draws, "seed": seed},
         not_available=missing,
     )
+
+
+def _sources(
+    language: str,
+    own: Sequence[Utterance],
+    words: Mapping[str, Sequence[Word]],
+    phones: Mapping[str, Sequence[Word]],
+    step: float,
+) -> dict[str, dict[str, list[Span]]]:
+    """Spans of words, and of phones: their frames, or else the beginnings of words."""
+    ids = {utt.utt_id for utt in own}
+    heard = {key: value for key, value in words.items() if key in ids}
+    timed = {key: value for key, value in phones.items() if key in ids}
+    if timed:
+        return {"words": spans_of(heard), "phones": frame_spans(spans_of(timed), step)}
+    return {"words": spans_of(heard), "onsets": onsets(heard, language)}
 
 
 def _drawn(spans: Mapping[str, Sequence[Span]], count: int, seed: int) -> dict[str, list[Span]]:

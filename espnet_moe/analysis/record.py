@@ -22,20 +22,16 @@ _DIGITS = 6  # significant ones in the JSON
 
 
 @dataclass(frozen=True)
-class Analysis:
-    """An analysis that is done.
+class About:
+    """What an analysis is, whatever comes out.
 
     Attributes:
         name: Of its files, e.g. ``similarity``.
         title: Heading for a reader.
         what: The question it answers, in a sentence or two.
-        method: How the numbers were made, and on how many of what.
+        method: How the numbers are made.
         sources: Papers and tools that the method is from.
-        units: Unit by name of a number in ``results``.
-        results: Numbers by name; matrices as ``{"names": …, "values": …}``.
-        options: What was chosen: subset sizes, seeds, thresholds.
-        not_available: Reason by name of what could not be computed.
-        arrays: What is too large for JSON, by name.
+        units: Unit by name of a number in the results.
     """
 
     name: str
@@ -44,22 +40,37 @@ class Analysis:
     method: str
     sources: Sequence[str]
     units: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """An analysis that is done.
+
+    Attributes:
+        about: What it is.
+        results: Numbers by name; matrices as ``{"names": …, "values": …}``.
+        options: What was chosen: subset sizes, seeds, thresholds.
+        not_available: Reason by name of what could not be computed.
+        arrays: What is too large for JSON, by name.
+    """
+
+    about: About
     results: Mapping[str, Any]
     options: Mapping[str, Any] = field(default_factory=dict)
     not_available: Mapping[str, str] = field(default_factory=dict)
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return self.about.name
+
     def content(self, command: str = "") -> dict[str, Any]:
         """What the JSON holds; every float with six significant digits."""
-        told = {
-            key: plain(getattr(self, key))
-            for key in (
-                *("name", "title", "what", "method", "sources", "units"),
-                *("options", "results", "not_available"),
-            )
-        }
+        parts = ("options", "results", "not_available")
+        told = {**vars(self.about), **{part: getattr(self, part) for part in parts}}
         date = datetime.now().astimezone().isoformat(timespec="seconds")
-        return {"format": FORMAT, "command": command, "date": date, **commit(), **told}
+        return {"format": FORMAT, "command": command, "date": date, **commit(), **plain(told)}
 
     def write(self, out: Path, command: str = "") -> dict[str, Any]:
         """Write the files of the analysis, each whole or not at all; return the JSON's content."""

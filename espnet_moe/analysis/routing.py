@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from espnet_moe.analysis.decodings import Decoded
-from espnet_moe.analysis.record import Analysis
+from espnet_moe.analysis.decodings import DecodedSets
+from espnet_moe.analysis.record import About, Analysis
 from espnet_moe.data.audio import load_audio
 from espnet_moe.data.datadir import load_datadir
 from espnet_moe.data.extras import Segment
@@ -127,7 +127,31 @@ def spectrogram(speech: np.ndarray) -> np.ndarray:
     return np.asarray(decibels, dtype=np.float16)
 
 
-def routing(which: Decoded, switching: Switching | None = None, seed: int = 0) -> Analysis:
+ABOUT = About(
+    name="routing",
+    title="Decisions of the routers",
+    what="Which experts get which speech, how surely, and how rightly?",
+    method=(
+        "From the route that decoding saved of every utterance. Usage: mean gate, and share of "
+        "utterances whose largest gate is the expert's. Calibration: utterances in 15 bins by "
+        "the likeliest language's probability, before any strategy, against the share that is "
+        "right. Intervals: 95 %, Wilson's. Examples in time: decided stretches of a language, "
+        "as saved (frame-level systems save smoothed stretches, no gates a frame), above those "
+        "spoken; a frame error is the share of 20 ms frames of the wrong language."
+    ),
+    sources=SOURCES,
+    units={
+        "mean": "gate, 0 to 1",
+        "share": "of utterances, 0 to 1",
+        "entropy": "nats, mean over utterances",
+        "histogram": f"utterances in {GATE_BINS} bins of the gate, 0 to 1",
+        "spoken": "start and end in seconds, language",
+        "frame_error": "percent",
+    },
+)
+
+
+def routing(which: DecodedSets, switching: Switching | None = None, seed: int = 0) -> Analysis:
     """Describe the decisions of every system with a router.
 
     Args:
@@ -163,26 +187,7 @@ def routing(which: Decoded, switching: Switching | None = None, seed: int = 0) -
     if not found and not examples:
         raise UserError("nothing to analyse: " + "; ".join(f"{k}: {v}" for k, v in missing.items()))
     return Analysis(
-        name="routing",
-        title="Decisions of the routers",
-        what="Which experts get which speech, how surely, and how rightly?",
-        method=(
-            "From the route that decoding saved of every utterance. Usage: mean gate, and share of "
-            "utterances whose largest gate is the expert's. Calibration: utterances in 15 bins by "
-            "the likeliest language's probability, before any strategy, against the share that is "
-            "right. Intervals: 95 %, Wilson's. Examples in time: decided stretches of a language, "
-            "as saved (frame-level systems save smoothed stretches, no gates a frame), above those "
-            "spoken; a frame error is the share of 20 ms frames of the wrong language."
-        ),
-        sources=SOURCES,
-        units={
-            "mean": "gate, 0 to 1",
-            "share": "of utterances, 0 to 1",
-            "entropy": "nats, mean over utterances",
-            "histogram": f"utterances in {GATE_BINS} bins of the gate, 0 to 1",
-            "spoken": "start and end in seconds, language",
-            "frame_error": "percent",
-        },
+        ABOUT,
         results={"systems": found, "in_time": examples},
         options={"inference_tag": which.inference_tag, "seed": seed},
         not_available=missing,
@@ -190,7 +195,7 @@ def routing(which: Decoded, switching: Switching | None = None, seed: int = 0) -
     )
 
 
-def _routes(which: Decoded, system: str, name: str) -> Routes | None:
+def _routes(which: DecodedSets, system: str, name: str) -> Routes | None:
     references = read_references(which.data / name)
     stats = read_stats(which.exp / system / which.inference_tag / name / "logdir")
     if not stats:
@@ -200,7 +205,7 @@ def _routes(which: Decoded, system: str, name: str) -> Routes | None:
 
 
 def _in_time(
-    which: Decoded, switching: Switching, missing: dict[str, str], seed: int
+    which: DecodedSets, switching: Switching, missing: dict[str, str], seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Utterances with what was decided when; the same ones of a set for every system."""
     rows: list[dict[str, Any]] = []

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from espnet_moe.analysis.decodings import Decoded, Decoding, sets_with_alternatives
-from espnet_moe.analysis.record import Analysis
+from espnet_moe.analysis.decodings import DecodedSets, Decoding, sets_with_alternatives
+from espnet_moe.analysis.record import About, Analysis
 from espnet_moe.errors import UserError
-from espnet_moe.scoring.error_rates import Alignment, EditCounts, bootstrap_rates, interval
+from espnet_moe.scoring.error_rates import Alignment, bootstrap_rates, interval, join_counts
 from espnet_moe.scoring.folders import ALL
 
 GOOD_WORDS = 2  # in a row, right in both systems: what bounds a segment
@@ -132,7 +132,31 @@ def bootstrap_p(differences: np.ndarray) -> float:
     return float(min(1.0, 2 * (1 + min(below, above)) / (1 + draws)))
 
 
-def significance(which: Decoded, resamples: int = RESAMPLES, seed: int = 0) -> Analysis:
+ABOUT = About(
+    name="significance",
+    title="Significance of differences between systems",
+    what="Which systems differ in word error rate by more than chance?",
+    method=(
+        "Every pair of systems on the same utterances. Bootstrap: utterances are drawn with "
+        "replacement, the same for both systems; the interval is of the difference (first less "
+        "second). MAPSSWE: segments of an utterance bounded by two words in a row that both "
+        "systems have right, or by its ends; the mean difference of errors a segment against "
+        f"its standard error (below {FEW_SEGMENTS} segments the normal approximation is "
+        "doubtful). The set 'all' pools the utterances of all sets. Each test's p-values are "
+        "adjusted by Holm over all rows; significant means an adjusted p below 0.05."
+    ),
+    sources=SOURCES,
+    units={
+        "wer": "percent",
+        "difference": "points of WER, first less second",
+        "interval": "95 % of the difference, unadjusted",
+        "mapsswe_mean": "errors a segment, first less second",
+        "mapsswe_statistic": "standard errors",
+    },
+)
+
+
+def significance(which: DecodedSets, resamples: int = RESAMPLES, seed: int = 0) -> Analysis:
     """Compare every pair of systems, set by set and over all sets together."""
     if resamples < 1000:
         raise UserError(f"--resamples is {resamples}; a test needs at least 1000")
@@ -167,26 +191,7 @@ def significance(which: Decoded, resamples: int = RESAMPLES, seed: int = 0) -> A
             f"for --resamples {int(2 * len(rows) / LEVEL) + 1} or more, or for fewer systems"
         )
     return Analysis(
-        name="significance",
-        title="Significance of differences between systems",
-        what="Which systems differ in word error rate by more than chance?",
-        method=(
-            "Every pair of systems on the same utterances. Bootstrap: utterances are drawn with "
-            "replacement, the same for both systems; the interval is of the difference (first less "
-            "second). MAPSSWE: segments of an utterance bounded by two words in a row that both "
-            "systems have right, or by its ends; the mean difference of errors a segment against "
-            f"its standard error (below {FEW_SEGMENTS} segments the normal approximation is "
-            "doubtful). The set 'all' pools the utterances of all sets. Each test's p-values are "
-            "adjusted by Holm over all rows; significant means an adjusted p below 0.05."
-        ),
-        sources=SOURCES,
-        units={
-            "wer": "percent",
-            "difference": "points of WER, first less second",
-            "interval": "95 % of the difference, unadjusted",
-            "mapsswe_mean": "errors a segment, first less second",
-            "mapsswe_statistic": "standard errors",
-        },
+        ABOUT,
         results={
             "systems": systems,
             "sets": sets,
@@ -203,7 +208,7 @@ def _compare(
     name: str, own: dict[str, list[Decoding]], resamples: int, seed: int
 ) -> list[dict[str, Any]]:
     """All pairs of systems on some sets taken together."""
-    counts = {s: _joined([d.counts for d in decodings]) for s, decodings in own.items()}
+    counts = {s: join_counts([d.counts for d in decodings]) for s, decodings in own.items()}
     draws = {
         s: bootstrap_rates(c.errors, c.lengths, resamples, (seed, len(c.errors)))
         for s, c in counts.items()
@@ -237,8 +242,3 @@ def _compare(
             }
         )
     return rows
-
-
-def _joined(parts: Sequence[EditCounts]) -> EditCounts:
-    kinds = ("correct", "substitutions", "deletions", "insertions")
-    return EditCounts(*(np.concatenate([getattr(part, kind) for part in parts]) for kind in kinds))

@@ -8,7 +8,7 @@ import numpy as np
 
 from espnet_moe.analysis.cka import Representations, cka_results
 from espnet_moe.analysis.distances import MANTEL_SOURCE, language_distances, linkage_of, mantel
-from espnet_moe.analysis.record import Analysis, matrix
+from espnet_moe.analysis.record import About, Analysis, matrix
 from espnet_moe.analysis.updates import Experts, Update, place_of
 from espnet_moe.errors import UserError
 
@@ -81,6 +81,35 @@ def subspace_overlap(first: Update, second: Update) -> dict[str, Any]:
     return found
 
 
+ABOUT = About(
+    name="similarity",
+    title="Similarity of experts",
+    what="Do experts change the base alike, and does speech become alike under them?",
+    method=(
+        "Cosine: of the updates scale·B·A as vectors (they are the same however B and A are "
+        "factored). Overlap: mean squared cosine of the principal angles between the column "
+        "spaces (written) and row spaces (read) of two updates, mean over layers, beside what "
+        "random subspaces have; experts that began from the same random A (the same seed) "
+        "still share much of it, which is no likeness of what they learnt. CKA: linear, "
+        "debiased, of encoder frames of the same utterances, padding left out; its interval "
+        "is a jackknife over groups of utterances (frames of one utterance depend on each "
+        "other, which the debiasing does not know). "
+        "Language distance: 0 same language, 1 same family, 2 otherwise; its correlation with "
+        "1 − similarity is tested one-sided by permuting experts: with few experts the "
+        "smallest possible p is large."
+    ),
+    sources=SOURCES,
+    units={
+        "cosine": "-1 to 1",
+        "overlap": "0 to 1",
+        "chance": "overlap of random subspaces of these sizes",
+        "angle": "degrees",
+        "cka": "1: alike up to rotation and scale; the debiased estimate may fall below 0",
+        "norm": "Frobenius norm of all updates together",
+    },
+)
+
+
 def similarity(
     experts: Experts,
     tree: str | Path | None = None,
@@ -98,9 +127,43 @@ def similarity(
         permutations: Of the correlation test.
         seed: Of its draws.
     """
-    names, missing = experts.names, dict[str, str]()
-    overall = cosines(experts, experts.modules)
-    results: dict[str, Any] = {
+    missing: dict[str, str] = {}
+    results = _of_updates(experts)
+    distances = {"cosine": 1.0 - np.asarray(results["cosine"]["values"])}
+    try:
+        if not representations:
+            raise UserError("no backbone and data were given (--backbone, --data)")
+        results["cka"] = cka_results(representations, seed)
+        whole = np.asarray(results["cka"]["all"]["layers"][-1]["values"])
+        distances["cka"] = 1.0 - whole[1:, 1:]  # without the base
+    except UserError as error:
+        missing["cka"] = str(error)
+    results["linkage"], results["language_correlation"] = {}, {}
+    for what, values in distances.items():
+        if not np.isfinite(values).all():
+            missing[f"linkage of {what}"] = "an expert's update is zero: it has no direction"
+            continue
+        results["linkage"][what] = {"names": list(experts.names), "tree": linkage_of(values)}
+        try:
+            if tree is None:
+                raise UserError("no family tree was given (--families)")
+            by_tree = language_distances(experts.languages, tree, experts.names)
+            found = mantel(values, by_tree, permutations, seed)
+            results["language_correlation"][what] = found
+        except UserError as error:
+            missing[f"language_correlation of {what}"] = str(error)
+    return Analysis(
+        ABOUT,
+        results=results,
+        options={"permutations": permutations, "seed": seed},
+        not_available=missing,
+    )
+
+
+def _of_updates(experts: Experts) -> dict[str, Any]:
+    """What follows from the saved weights alone."""
+    names, pairs, sides = experts.names, _pairs(experts), ("written", "read")
+    return {
         "experts": {
             name: {
                 "languages": experts.languages[name],
@@ -110,72 +173,15 @@ def similarity(
             for name in names
         },
         "modules": len(experts.modules),
-        "cosine": matrix(names, overall),
+        "cosine": matrix(names, cosines(experts, experts.modules)),
         "cosine_by_place": {
             place: matrix(names, cosines(experts, modules))
             for place, modules in groups_of(experts.modules).items()
         },
-        "pairs": _pairs(experts),
+        "pairs": pairs,
+        "overlap": {side: matrix(names, _overlaps(names, pairs, side)) for side in sides},
+        "overlap_chance": {side: _mean_of(pairs, side, "chance") for side in sides},
     }
-    results["overlap"] = {
-        what: matrix(names, _overlaps(names, results["pairs"], what))
-        for what in ("written", "read")
-    }
-    results["overlap_chance"] = {
-        what: _mean_of(results["pairs"], what, "chance") for what in ("written", "read")
-    }
-    distances = {"cosine": 1.0 - overall}
-    if representations:
-        results["cka"] = cka_results(representations, seed)
-        whole = np.asarray(results["cka"]["all"]["layers"][-1]["values"])
-        distances["cka"] = 1.0 - whole[1:, 1:]  # without the base
-    else:
-        missing["cka"] = "no backbone and data were given (--backbone, --data)"
-    results["linkage"], results["language_correlation"] = {}, {}
-    for what, values in distances.items():
-        if not np.isfinite(values).all():
-            missing[f"linkage of {what}"] = "an expert's update is zero: it has no direction"
-            continue
-        results["linkage"][what] = {"names": list(names), "tree": linkage_of(values)}
-        if tree is None:
-            missing["language_correlation"] = "no family tree was given (--families)"
-            continue
-        try:
-            by_tree = language_distances(experts.languages, tree, names)
-            found = mantel(values, by_tree, permutations, seed)
-            results["language_correlation"][what] = found
-        except UserError as error:
-            missing[f"language_correlation of {what}"] = str(error)
-    return Analysis(
-        name="similarity",
-        title="Similarity of experts",
-        what="Do experts change the base alike, and does speech become alike under them?",
-        method=(
-            "Cosine: of the updates scale·B·A as vectors (they are the same however B and A are "
-            "factored). Overlap: mean squared cosine of the principal angles between the column "
-            "spaces (written) and row spaces (read) of two updates, mean over layers, beside what "
-            "random subspaces have; experts that began from the same random A (the same seed) "
-            "still share much of it, which is no likeness of what they learnt. CKA: linear, "
-            "debiased, of encoder frames of the same utterances, padding left out; its interval "
-            "is a jackknife over groups of utterances (frames of one utterance depend on each "
-            "other, which the debiasing does not know). "
-            "Language distance: 0 same language, 1 same family, 2 otherwise; its correlation with "
-            "1 − similarity is tested one-sided by permuting experts: with few experts the "
-            "smallest possible p is large."
-        ),
-        sources=SOURCES,
-        units={
-            "cosine": "-1 to 1",
-            "overlap": "0 to 1",
-            "chance": "overlap of random subspaces of these sizes",
-            "angle": "degrees",
-            "cka": "1: alike up to rotation and scale; the debiased estimate may fall below 0",
-            "norm": "Frobenius norm of all updates together",
-        },
-        results=results,
-        options={"permutations": permutations, "seed": seed},
-        not_available=missing,
-    )
 
 
 def groups_of(modules: Sequence[str]) -> dict[str, list[str]]:

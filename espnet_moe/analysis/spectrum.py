@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from espnet_moe.analysis.record import Analysis
+from espnet_moe.analysis.record import About, Analysis
 from espnet_moe.analysis.similarity import groups_of
 from espnet_moe.analysis.updates import RANK_TOLERANCE, Experts, place_of
 
@@ -69,6 +69,28 @@ def describe(values: np.ndarray) -> dict[str, Any]:
     }
 
 
+ABOUT = About(
+    name="spectrum",
+    title="Spectrum of the experts' updates",
+    what="How many directions of each layer does an expert really use, of the rank it has?",
+    method=(
+        "Singular values of scale·B·A from the QR decompositions of B and Aᵀ, exactly and "
+        "without the product. Effective rank: exp of the entropy of the values' shares. "
+        "Stable rank: squared Frobenius over squared spectral norm. Energy: share of the "
+        "squared Frobenius norm in the first r directions. Means are over layers, which count "
+        "the same. Nothing is drawn at random: there are no intervals."
+    ),
+    sources=SOURCES,
+    units={
+        "effective_rank": "directions, 1 to largest_rank",
+        "stable_rank": "directions, 1 to largest_rank",
+        "rank_for_energy": "directions",
+        "energy": "share of the squared Frobenius norm, 0 to 1",
+        "norm": "Frobenius norm",
+    },
+)
+
+
 def spectrum(experts: Experts) -> Analysis:
     """Describe the singular values of every update of every expert."""
     results: dict[str, Any] = {"modules": len(experts.modules), "experts": {}}
@@ -84,24 +106,7 @@ def spectrum(experts: Experts) -> Analysis:
             },
         }
     return Analysis(
-        name="spectrum",
-        title="Spectrum of the experts' updates",
-        what="How many directions of each layer does an expert really use, of the rank it has?",
-        method=(
-            "Singular values of scale·B·A from the QR decompositions of B and Aᵀ, exactly and "
-            "without the product. Effective rank: exp of the entropy of the values' shares. "
-            "Stable rank: squared Frobenius over squared spectral norm. Energy: share of the "
-            "squared Frobenius norm in the first r directions. Means are over layers, which count "
-            "the same. Nothing is drawn at random: there are no intervals."
-        ),
-        sources=SOURCES,
-        units={
-            "effective_rank": "directions, 1 to largest_rank",
-            "stable_rank": "directions, 1 to largest_rank",
-            "rank_for_energy": "directions",
-            "energy": "share of the squared Frobenius norm, 0 to 1",
-            "norm": "Frobenius norm",
-        },
+        ABOUT,
         results=results,
         options={"energy_shares": SHARES},
     )

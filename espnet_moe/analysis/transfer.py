@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from espnet_moe.analysis.decodings import Decoded
+from espnet_moe.analysis.decodings import DecodedSets
 from espnet_moe.analysis.passes import BASE, Subject, encode, make_batches, token_loss, transcribe
-from espnet_moe.analysis.record import Analysis
+from espnet_moe.analysis.record import About, Analysis
 from espnet_moe.data.utterance import Utterance
 from espnet_moe.errors import UserError
 from espnet_moe.routing.families import family_of, load_families
@@ -81,7 +81,7 @@ def run_all(
 
 
 def read_all(
-    which: Decoded, fixed: Mapping[str, str], baseline: str
+    which: DecodedSets, fixed: Mapping[str, str], baseline: str
 ) -> tuple[dict[str, Cells], dict[str, str]]:
     """Read decodings in which one expert took everything.
 
@@ -94,7 +94,7 @@ def read_all(
         Cells of the WER, and the reason for each decoding that could not be read.
     """
     systems = {baseline: BASE, **{system: expert for expert, system in fixed.items()}}
-    own = Decoded(which.exp, which.data, which.inference_tag, tuple(systems), which.sets)
+    own = DecodedSets(which.exp, which.data, which.inference_tag, tuple(systems), which.sets)
     decodings, missing = own.read()
     parts: dict[tuple[str, str], list[Cell]] = {}
     for decoding in decodings:
@@ -169,6 +169,8 @@ def _draws(cell: Cell, draws: int, seed: int) -> np.ndarray:
 def _gain_interval(base: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     """Interval of the gain in percent; draws in which the base errs nowhere say nothing."""
     known = base > 0
+    if not known.any():
+        return float("nan"), float("nan")
     return interval(100 * (base[known] - other[known]) / base[known])
 
 
@@ -301,12 +303,38 @@ def read_curves(path: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
     return found
 
 
+ABOUT = About(
+    name="transfer",
+    title="Transfer between languages",
+    what="What does an expert of one language do for another, and is it kinship that helps?",
+    method=(
+        "Every utterance with every single expert and with the base alone; which language the "
+        "decoder's prompt names is told in the options. Gain: how much lower than the base's the "
+        "rate is, in percent of it. Recovered: in percent of what the language's own expert "
+        "gains. Families: mean gain of experts on other languages of their family against that on "
+        "other families' languages, "
+        "tested one-sided by permuting which language is in which (with few languages the "
+        "smallest possible p is large). Intervals: 95 %, bootstrap over utterances, paired "
+        "with the base. Few-shot: hours at which a training after transfer reaches the WER of "
+        "one from scratch, by interpolation in the logarithm of hours."
+    ),
+    sources=SOURCES,
+    units={
+        "wer": "percent",
+        "loss": "nats a token, teacher-forced",
+        "gain": "percent of the base's rate",
+        "recovered": "percent of the own expert's gain",
+        "hours": "hours of speech",
+    },
+)
+
+
 def transfer(
     cells: Mapping[str, Cells],
     languages: Mapping[str, Sequence[str]],
     tree: str | Path | None = None,
     curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]] | None = None,
-    prompts: str = "of the language itself",
+    prompts: str = "that is spoken",
     missing: Mapping[str, str] | None = None,
     draws: int = 2000,
     seed: int = 0,
@@ -353,29 +381,9 @@ def transfer(
     if not curves:
         not_available["few_shot"] = "no learning curves were given (--curves)"
     return Analysis(
-        name="transfer",
-        title="Transfer between languages",
-        what="What does an expert of one language do for another, and is it kinship that helps?",
-        method=(
-            "Every utterance with every single expert and with the base alone; the decoder's "
-            f"prompt is {prompts}. Gain: how much lower than the base's the rate is, in percent of "
-            "it. Recovered: in percent of what the language's own expert gains. Families: mean "
-            "gain of experts on other languages of their family against those of other families, "
-            "tested one-sided by permuting which language is in which (with few languages the "
-            "smallest possible p is large). Intervals: 95 %, bootstrap over utterances, paired "
-            "with the base. Few-shot: hours at which a training after transfer reaches the WER of "
-            "one from scratch, by interpolation in the logarithm of hours."
-        ),
-        sources=SOURCES,
-        units={
-            "wer": "percent",
-            "loss": "nats a token, teacher-forced",
-            "gain": "percent of the base's rate",
-            "recovered": "percent of the own expert's gain",
-            "hours": "hours of speech",
-        },
+        ABOUT,
         results={"tables": tables, "families": contrasts, "few_shot": few_shot},
-        options={"draws": draws, "seed": seed},
+        options={"prompt": f"the language {prompts}", "draws": draws, "seed": seed},
         not_available=not_available,
     )
 

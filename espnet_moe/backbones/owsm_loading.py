@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import shutil
-import tempfile
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -16,6 +13,7 @@ import sentencepiece
 import torch
 import yaml
 
+from espnet_moe.archives import unpacked
 from espnet_moe.backbones.owsm import OwsmBackbone
 from espnet_moe.backbones.owsm_tokens import OwsmTokens
 from espnet_moe.errors import UserError
@@ -170,7 +168,7 @@ def find_config(path: str) -> Path:
     if local.is_file():
         if not zipfile.is_zipfile(local):
             raise UserError(f"{path} is no archive: a packed OWSM model is a .zip file")
-        return find_config(str(_unpacked(local)))
+        return find_config(str(unpacked(local)))
     if local.is_dir():
         if (local / "meta.yaml").is_file():
             meta = yaml.safe_load((local / "meta.yaml").read_text(encoding="utf-8")) or {}
@@ -193,33 +191,6 @@ def find_config(path: str) -> Path:
             "such as espnet/owsm_v3.1_ebf"
         )
     return _downloaded(path)
-
-
-def _unpacked(archive: Path) -> Path:
-    """The folder of an archive's content, whole or absent, under the user's cache.
-
-    espnet_model_zoo knows an archive by its path alone: another in its place would go unseen.
-    """
-    stat = archive.stat()
-    name = f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "espnet_moe"
-    folder = cached / f"{archive.stem}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-    if folder.is_dir():
-        return folder
-    cached.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{archive.stem}.", dir=cached) as place:
-        content = Path(place) / "content"
-        try:
-            with zipfile.ZipFile(archive) as packed:
-                packed.extractall(content)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"{archive} could not be unpacked in {cached}: {error}") from error
-        try:
-            content.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster
-                raise
-    return folder
 
 
 def _downloader() -> Any:

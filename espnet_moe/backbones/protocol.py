@@ -120,9 +120,6 @@ class Backbone(DecodingBackbone, Protocol):
     def digest(self) -> str:
         """SHA-256 of the base weights, experts excluded."""
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write it as a folder that loads as this does."""
-
     def encode_lower(
         self,
         speech: torch.Tensor,
@@ -155,6 +152,9 @@ class Backbone(DecodingBackbone, Protocol):
         weight: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The CTC branch's loss; rows without a transcript are left out."""
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model, its tokens and settings as a folder that loads again."""
 
     def train(self, mode: bool = True) -> Any:
         """Training or evaluation mode."""

@@ -129,6 +129,12 @@ def _require_folder_or_hub_name(path: str) -> None:
             raise UserError(f"{local / 'config.json'} is not JSON: {error}") from error
         if kind != "whisper":
             raise UserError(f"{path} holds a model of the type {kind}, not whisper")
+        if (local / "adapter_config.json").exists():
+            # transformers would go where that file says, and put the adapter into the model.
+            raise UserError(
+                f"{path} holds an adapter beside the model (adapter_config.json): a backbone is "
+                "the plain model, an adapter an expert (espnet-moe convert); keep them apart"
+            )
     if not local.exists() and (path.startswith((".", "/", "~")) or path.count("/") != 1):
         raise UserError(
             f"backbone '{path}' does not exist: give a transformers folder, an openai-whisper .pt "

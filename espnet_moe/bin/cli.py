@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -55,22 +56,30 @@ def words_of(argv: Sequence[str]) -> list[str]:
     return found
 
 
-def run(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
+def run(main: Callable[[Sequence[str] | None], None], level: int = logging.INFO) -> NoReturn:
     """Run a command line: a ``UserError`` becomes one line on stderr and exit code 2.
 
     A word ``@file`` stands for the lines of a file, a word each.
+
+    Args:
+        main: Of the command line.
+        level: Of what is logged.
     """
     logging.basicConfig(
-        level=logging.INFO,
+        level=level,
         format="%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s",
     )
     try:
         main(words_of(sys.argv[1:]))
     except UserError as error:
         name = sys.modules["__main__"].__spec__
-        prog = name.name if name is not None else sys.argv[0]
+        prog = name.name if name is not None else Path(sys.argv[0]).name
         print(f"{prog}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        # Who read the output has enough of it; closing stdout must not complain once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     raise SystemExit(0)

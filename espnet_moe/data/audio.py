@@ -29,11 +29,11 @@ __all__ = [
 Samples = npt.NDArray[np.float32]
 
 # What libsndfile does not read. Everything else is tried with it first, then with FFmpeg (PyAV).
-_FFMPEG_ONLY = frozenset({".m4a", ".mp4", ".aac", ".webm", ".m4b", ".3gp"})
+FFMPEG_ONLY = frozenset({".m4a", ".mp4", ".aac", ".webm", ".m4b", ".3gp"})
 # Formats in which any sample can be gone to at once, and exactly.
 _SEEKABLE = frozenset({"WAV", "WAVEX", "FLAC"})
 # Containers that state a stream's duration; for others FFmpeg guesses it from the bit rate.
-_STATES_DURATION = ("mp4", "matroska")
+STATES_DURATION = ("mp4", "matroska")
 # A file shorter than it declares by more than both of these was cut.
 _TOLERANCE = 0.05
 _TOLERANCE_SECONDS: Seconds = 0.1
@@ -172,16 +172,16 @@ def speech_bounds(x: Samples, threshold_db: float = 40.0, margin: Seconds = 0.1)
 
 def _decode(path: Path) -> tuple[Samples, int]:
     """Return samples as (frames, channels) and the rate in Hz."""
-    if path.suffix.lower() in _FFMPEG_ONLY:
+    if path.suffix.lower() in FFMPEG_ONLY:
         return _decode_ffmpeg(path)
     try:
         stream = soundfile.SoundFile(path)
     except soundfile.LibsndfileError:
         return _decode_ffmpeg(path)
     with stream:
-        if stream.format == "MP3" and not _mp3_states_length(path):
+        if stream.format == "MP3" and not mp3_states_length(path):
             return _decode_ffmpeg(path)
-        _check_whole(path, stream.format)
+        check_whole(path, stream.format)
         # Read in blocks: a header may declare any number of frames, or none.
         blocks = []
         try:
@@ -195,9 +195,7 @@ def _decode(path: Path) -> tuple[Samples, int]:
         else:
             frames = np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32)
         if stream.frames < _UNKNOWN:
-            _check_duration(
-                path, len(frames) / stream.samplerate, stream.frames / stream.samplerate
-            )
+            check_duration(path, len(frames) / stream.samplerate, stream.frames / stream.samplerate)
         return frames, stream.samplerate
 
 
@@ -228,7 +226,7 @@ def _seek_part(source: AudioSource) -> tuple[Samples, int] | None:
     with stream:
         if stream.format not in _SEEKABLE or not 0 < stream.frames < _UNKNOWN:
             return None
-        _check_whole(path, stream.format)
+        check_whole(path, stream.format)
         first, last = _bounds(source, stream.frames, stream.samplerate)
         try:
             stream.seek(first)
@@ -264,7 +262,7 @@ def _decode_ffmpeg(path: Path) -> tuple[Samples, int]:
     import av
 
     blocks = []
-    with _ffmpeg_errors(path), av.open(str(path)) as container:
+    with ffmpeg_errors(path), av.open(str(path)) as container:
         if not container.streams.audio:
             raise AudioError(f"{path} holds no audio stream; give an audio file")
         stream = container.streams.audio[0]
@@ -278,19 +276,19 @@ def _decode_ffmpeg(path: Path) -> tuple[Samples, int]:
         declared = None
         if stream.duration and stream.time_base:
             declared = float(stream.duration * stream.time_base)
-        states_duration = any(name in container.format.name for name in _STATES_DURATION)
+        states_duration = any(name in container.format.name for name in STATES_DURATION)
     if not blocks:
         return np.zeros((0, 1), np.float32), SAMPLE_RATE
     if len({len(block) for block in blocks}) > 1:
         raise AudioError(f"{path} changes its number of channels on the way; convert it to wav")
     frames = np.concatenate(blocks, axis=1).T.astype(np.float32, copy=False)
     if declared is not None and states_duration:
-        _check_duration(path, len(frames) / rate, declared)
+        check_duration(path, len(frames) / rate, declared)
     return frames, rate
 
 
 @contextmanager
-def _ffmpeg_errors(path: Path) -> Iterator[None]:
+def ffmpeg_errors(path: Path) -> Iterator[None]:
     import av
 
     try:
@@ -304,7 +302,7 @@ def _ffmpeg_errors(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _check_duration(path: Path, decoded: Seconds, declared: Seconds) -> None:
+def check_duration(path: Path, decoded: Seconds, declared: Seconds) -> None:
     if declared - decoded > max(_TOLERANCE_SECONDS, _TOLERANCE * declared):
         raise AudioError(
             f"{path} is truncated: {decoded:.2f} s of {declared:.2f} s can be decoded; fetch or "
@@ -312,7 +310,7 @@ def _check_duration(path: Path, decoded: Seconds, declared: Seconds) -> None:
         )
 
 
-def _mp3_states_length(path: Path) -> bool:
+def mp3_states_length(path: Path) -> bool:
     """Whether an mp3 has a header frame with its length.
 
     Without one libsndfile guesses the length from the first frame's bit rate and reads no further:
@@ -323,7 +321,7 @@ def _mp3_states_length(path: Path) -> bool:
     return any(name in head for name in (b"Xing", b"Info", b"VBRI"))
 
 
-def _check_whole(path: Path, container: str) -> None:
+def check_whole(path: Path, container: str) -> None:
     """Find cuts that libsndfile passes over: it shortens wav and ogg files silently."""
     lost = 0.0
     if container in ("WAV", "WAVEX"):

@@ -70,6 +70,23 @@ class DecodeOptions:
 
 
 @dataclass(frozen=True)
+class Spoken:
+    """What was decoded as one row: an utterance, a window or a piece of it.
+
+    Attributes:
+        start: Seconds from the utterance's beginning.
+        end: Likewise.
+        language: Of the prompt.
+        text: Transcript.
+    """
+
+    start: float
+    end: float
+    language: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Decoded:
     """What came of one utterance.
 
@@ -81,6 +98,7 @@ class Decoded:
         route: Posteriors, gates and segments by name; empty where no expert acts.
         encode_seconds: In the encoder, of the batch by its utterances.
         route_seconds: In the router and its strategy, likewise.
+        parts: Its windows and pieces in turn; one where it was not cut.
     """
 
     text: str
@@ -90,6 +108,7 @@ class Decoded:
     route: Mapping[str, Any] = field(default_factory=dict)
     encode_seconds: float = 0.0
     route_seconds: float = 0.0
+    parts: tuple[Spoken, ...] = ()
 
 
 class Decoder:
@@ -296,7 +315,8 @@ class Decoder:
         text = " ".join(p.text for p in rows if p.text)
         hypothesis = join_hypotheses([p.hypothesis for p in rows if p.hypothesis is not None])
         latency, encode, route = seconds
-        return Decoded(text, hypothesis, latency, rows[0].language, record, encode, route)
+        spoken = tuple(Spoken(*p.span, p.language, p.text) for p in rows)
+        return Decoded(text, hypothesis, latency, rows[0].language, record, encode, route, spoken)
 
     def require(self, languages: Sequence[str], has_memberships: bool = False) -> None:
         """Check before hours of decoding that every language has a token and an expert.

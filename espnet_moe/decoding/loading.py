@@ -105,13 +105,11 @@ def load_decoder(
         UserError: For anything that does not fit; what the files alone tell is told at once.
     """
     options = read_options(config)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    place = _device(device)
+    place = find_device(device)
     if router is not None:
         experts = _in_routers_order(router, experts, system, options.routing)
     model = load_backbone(backbone, context)
-    _require_same_setting(model, experts)
+    require_same_setting(model, experts)
     chooser = None if router is None else load_router(router, model.digest())
     found = load_experts(model, experts) if experts else None
     return Decoder(model.to(place), found, options, system, chooser)
@@ -152,8 +150,12 @@ def _in_routers_order(
     return {name: experts[name] for name in names}
 
 
-def _require_same_setting(model: Backbone, experts: Mapping[str, str]) -> None:
-    """Refuse experts that were trained with another tokenizer or context than this decode has."""
+def require_same_setting(model: Backbone, experts: Mapping[str, str]) -> None:
+    """Refuse experts that were trained with another tokenizer or context than this decode has.
+
+    Raises:
+        ConfigError: Naming all of them.
+    """
     problems, digest = [], model.tokens.digest()
     for name, folder in experts.items():
         manifest = read_manifest(folder)
@@ -165,7 +167,14 @@ def _require_same_setting(model: Backbone, experts: Mapping[str, str]) -> None:
         raise ConfigError(f"{'; '.join(problems)}; this decode has --context {model.context}")
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of a name; ``auto`` is a GPU where there is one.
+
+    Raises:
+        ConfigError: For what is no device, or is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         place = torch.device(name)
     except RuntimeError as error:

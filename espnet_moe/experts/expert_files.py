@@ -144,29 +144,21 @@ def read_weights(folder: str | Path, manifest: Mapping[str, Any]) -> dict[str, t
     return {k.removeprefix(_PREFIX).removesuffix(".weight"): v for k, v in tensors.items()}
 
 
-def load_experts(host: Any, folders: Mapping[str, str | Path]) -> ExpertSet:
+def load_experts(
+    host: Any, folders: Mapping[str, str | Path], digest: str | None = None
+) -> ExpertSet:
     """Put saved experts into a backbone.
 
     Args:
         host: The backbone; it needs ``digest()`` beside what :class:`ExpertSet` asks for.
         folders: Name in the set → folder.
+        digest: What ``host.digest()`` says, where that is known: it reads every weight.
 
     Raises:
         ExpertError: For an expert of another base, or one that is damaged; nothing is changed then.
     """
     manifests = {name: read_manifest(folder) for name, folder in folders.items()}
-    digest = host.digest()
-    strangers = [n for n, m in manifests.items() if m["base_digest"] != digest]
-    if strangers:
-        details = "; ".join(
-            f"'{n}' ({folders[n]}) was trained on {manifests[n].get('backbone')} "
-            f"[{manifests[n]['base_digest'][:12]}]"
-            for n in strangers
-        )
-        raise ExpertError(
-            f"experts of another base: {details}; this backbone is [{digest[:12]}]: "
-            "give the backbone that they were trained on, or train them anew"
-        )
+    require_same_base(manifests, folders, digest or host.digest())
     weights = {name: read_weights(folders[name], manifests[name]) for name in folders}
     options = {name: _options(manifest) for name, manifest in manifests.items()}
     experts = ExpertSet(host, options, list(folders))
@@ -177,6 +169,27 @@ def load_experts(host: Any, folders: Mapping[str, str | Path]) -> ExpertSet:
         experts.remove(host)
         raise
     return experts
+
+
+def require_same_base(
+    manifests: Mapping[str, Mapping[str, Any]], folders: Mapping[str, str | Path], digest: str
+) -> None:
+    """Refuse experts that were trained on another base than that of a digest.
+
+    Raises:
+        ExpertError: Naming all of them.
+    """
+    strangers = [n for n, m in manifests.items() if m["base_digest"] != digest]
+    if strangers:
+        details = "; ".join(
+            f"'{n}' ({folders[n]}) was trained on {manifests[n].get('backbone')} "
+            f"[{str(manifests[n]['base_digest'])[:12]}]"
+            for n in strangers
+        )
+        raise ExpertError(
+            f"experts of another base: {details}; this backbone is [{digest[:12]}]: "
+            "give the backbone that they were trained on, or train them anew"
+        )
 
 
 def _options(manifest: Mapping[str, Any]) -> LoRAOptions:

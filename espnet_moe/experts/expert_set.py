@@ -191,6 +191,19 @@ class ExpertSet:
             parent_name, _, leaf = name.rpartition(".")
             setattr(host.network.get_submodule(parent_name), leaf, layer.base)
 
+    def merge(self, host: ExpertHost, name: str) -> None:
+        """Leave one expert in the backbone for good: plain layers take the place of all experts.
+
+        Args:
+            host: The backbone that these experts are in. Its base weights stay as they are; layers
+                with experts get weights of their own.
+            name: Which expert.
+        """
+        e = self.index(name)
+        for layer_name, layer in self.layers.items():
+            parent_name, _, leaf = layer_name.rpartition(".")
+            setattr(host.network.get_submodule(parent_name), leaf, layer.merged(e))
+
     def _require_same_layers(self) -> None:
         def place(o: LoRAOptions) -> dict[str, object]:
             return {k: v for k, v in asdict(o).items() if k not in ("rank", "alpha", "dropout")}
@@ -232,12 +245,15 @@ class ExpertSet:
         """The same gates with all experts switched off in some layers: ablation, no retraining.
 
         Args:
-            gates: What acts in the other layers.
+            gates: What acts in the other layers; gates an utterance.
             layers: Names of expert layers, of :attr:`layers`.
 
         Raises:
-            ExpertError: For a name that is none; the message lists some that are.
+            ExpertError: For a name that is none (the message lists some that are), and for gates a
+                frame: decoding mixes these anew at every step, and all layers would be on again.
         """
+        if gates.weights.dim() == 3:
+            raise ExpertError("experts are switched off with gates an utterance, not a frame")
         if unknown := sorted(set(layers) - self.layers.keys()):
             raise ExpertError(
                 f"no expert layer is called {', '.join(unknown)}; there are {len(self.layers)}, "

@@ -79,6 +79,21 @@ class LoRALinear(nn.Module):
         """View of the up projection of an expert, ``(out, rank)``."""
         return self.lora_B.data[:, self._span(expert)]
 
+    @torch.no_grad()
+    def merged(self, expert: int) -> nn.Linear:
+        """A plain layer that does what the base does with one expert, in single precision.
+
+        ``W + scale · B A``; in half precision the sum would round the update away
+        (huggingface/peft issue 2502). The base weight is read, not written.
+        """
+        span = self._span(expert)
+        update = self.B(expert).float() @ self.A(expert).float() * self.scale[span.start]
+        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        plain.weight = nn.Parameter(self.weight.float() + update, requires_grad=False)
+        if self.bias is not None:
+            plain.bias = nn.Parameter(self.bias.float().clone(), requires_grad=False)
+        return plain
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer and the experts that the gates in force name.
 

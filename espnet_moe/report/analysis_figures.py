@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from espnet_moe.report.drawing import save_figure
+from espnet_moe.report.panels import SIDES, heat_maps, panels
 
 Content = Mapping[str, Any]
 Draw = Callable[[Any], None]
@@ -35,9 +36,9 @@ def write_analysis_figures(
 
 def _similarity(results: Content, arrays: Mapping[str, np.ndarray]) -> dict[str, Draw]:
     wanted: dict[str, Draw] = {
-        "cosine": partial(_heat_maps, maps=[("cosine of updates", results["cosine"])], low=-1.0),
+        "cosine": partial(heat_maps, maps=[("cosine of updates", results["cosine"])], low=-1.0),
         "overlap": partial(
-            _heat_maps,
+            heat_maps,
             maps=[
                 (f"{what}: chance {results['overlap_chance'][what]:.3f}", results["overlap"][what])
                 for what in ("written", "read")
@@ -49,7 +50,7 @@ def _similarity(results: Content, arrays: Mapping[str, np.ndarray]) -> dict[str,
             (f"{name}: {own['frames']} frames", {**own["layers"][-1], "names": own["names"]})
             for name, own in results["cka"].items()
         ]
-        wanted["cka"] = partial(_heat_maps, maps=maps)
+        wanted["cka"] = partial(heat_maps, maps=maps)
     if results["linkage"]:
         wanted["dendrogram"] = partial(_dendrograms, linkages=results["linkage"])
     return wanted
@@ -77,7 +78,7 @@ def _significance(results: Content, arrays: Mapping[str, np.ndarray]) -> dict[st
     if not maps:
         return {}
     limit = max(abs(row["difference"]) for row in results["rows"]) or 1.0
-    return {"differences": partial(_heat_maps, maps=maps, low=-limit, high=limit, decimals=1)}
+    return {"differences": partial(heat_maps, maps=maps, low=-limit, high=limit, decimals=1)}
 
 
 def _map(names: Sequence[str], values: Any, marks: Any) -> Content:
@@ -106,7 +107,7 @@ def _layers(results: Content, arrays: Mapping[str, np.ndarray]) -> dict[str, Dra
     ]
     return {
         "places": partial(_importance, experts=experts, groups=places),
-        **({"kinds": partial(_heat_maps, maps=maps)} if kinds else {}),
+        **({"kinds": partial(heat_maps, maps=maps)} if kinds else {}),
     }
 
 
@@ -136,7 +137,7 @@ def _errors(results: Content, arrays: Mapping[str, np.ndarray]) -> dict[str, Dra
 
 def _error_kinds(figure: Any, results: Content) -> None:
     columns = list(dict.fromkeys((row["set"], row["language"]) for row in results["rows"]))
-    places = _panels(figure, len(columns), height=4.2)
+    places = panels(figure, len(columns), height=4.2)
     for axes, (name, language) in zip(places, columns, strict=True):
         rows = [r for r in results["rows"] if (r["set"], r["language"]) == (name, language)]
         base = np.zeros(len(rows))
@@ -171,7 +172,7 @@ def _routing(results: Content, arrays: Mapping[str, np.ndarray]) -> dict[str, Dr
             )
             for system, own in whole.items()
         ]
-        wanted["usage"] = partial(_heat_maps, maps=maps, labels=("expert", "spoken"))
+        wanted["usage"] = partial(heat_maps, maps=maps, labels=("expert", "spoken"))
         wanted["gates"] = partial(_gate_histograms, systems=whole)
         wanted["calibration"] = partial(_reliability, systems=whole)
     if results["in_time"]:
@@ -179,19 +180,8 @@ def _routing(results: Content, arrays: Mapping[str, np.ndarray]) -> dict[str, Dr
     return wanted
 
 
-def _panels(figure: Any, count: int, width: float = 3.4, height: float = 3.0) -> list[Any]:
-    """Places for so many pictures of one kind, four in a line."""
-    across = min(4, count)
-    down = -(-count // across)
-    figure.set_size_inches(across * width, down * height)
-    places = list(figure.subplots(down, across, squeeze=False).ravel())
-    for axes in places[count:]:
-        axes.axis("off")
-    return places[:count]
-
-
 def _gate_histograms(figure: Any, systems: Mapping[str, Content]) -> None:
-    for axes, (system, own) in zip(_panels(figure, len(systems)), systems.items(), strict=True):
+    for axes, (system, own) in zip(panels(figure, len(systems)), systems.items(), strict=True):
         for name, counts in own["histogram"].items():
             edges = np.linspace(0, 1, len(counts) + 1)
             axes.stairs(counts, edges, label=name)
@@ -201,7 +191,7 @@ def _gate_histograms(figure: Any, systems: Mapping[str, Content]) -> None:
 
 
 def _reliability(figure: Any, systems: Mapping[str, Content]) -> None:
-    for axes, (system, own) in zip(_panels(figure, len(systems)), systems.items(), strict=True):
+    for axes, (system, own) in zip(panels(figure, len(systems)), systems.items(), strict=True):
         bins = own["calibration"]
         filled = [n for n, count in enumerate(bins["count"]) if count]
         right = [bins["accuracy"][n] for n in filled]
@@ -260,19 +250,19 @@ def _transfer(results: Content, arrays: Mapping[str, np.ndarray]) -> dict[str, D
         ]
         axes = ("spoken", "expert")
         wanted[f"{measure}_gain"] = partial(
-            _heat_maps, maps=maps, low=-100, high=100, labels=axes, decimals=0
+            heat_maps, maps=maps, low=-100, high=100, labels=axes, decimals=0
         )
         known = [rate for row in table["rate"] for rate in row if rate is not None]
         unit, decimals = ("%", 1) if measure == "wer" else ("nats a token", 2)
         rates = [(f"{measure}, {unit}", {**_sides(table), "values": table["rate"]})]
         wanted[measure] = partial(
-            _heat_maps, maps=rates, high=max(known) or 1.0, labels=axes, decimals=decimals
+            heat_maps, maps=rates, high=max(known) or 1.0, labels=axes, decimals=decimals
         )
     return wanted
 
 
 def _sides(table: Content) -> dict[str, Any]:
-    return {side: table[side] for side in _SIDES}
+    return {side: table[side] for side in SIDES}
 
 
 def _probing(results: Content, arrays: Mapping[str, np.ndarray]) -> dict[str, Draw]:
@@ -286,7 +276,7 @@ def _by_layer(figure: Any, results: Content, key: str) -> None:
     layers, rows = results["layers"], results["rows"]
     tasks = list(dict.fromkeys((row["task"], row["source"]) for row in rows))
     languages = list(dict.fromkeys(row["language"] for row in rows))
-    places = _panels(figure, len(tasks))
+    places = panels(figure, len(tasks))
     for axes, (task, source) in zip(places, tasks, strict=True):
         for number, language in enumerate(languages):
             for base in (True, False):
@@ -319,67 +309,6 @@ _PICTURES: dict[str, Callable[[Content, Mapping[str, np.ndarray]], dict[str, Dra
     "transfer": _transfer,
     "probing": _probing,
 }
-
-
-def _heat_maps(
-    figure: Any,
-    maps: Sequence[tuple[str, Content]],
-    low: float = 0.0,
-    high: float = 1.0,
-    labels: tuple[str, str] = ("", ""),
-    colours: str = "",
-    decimals: int = 2,
-) -> None:
-    """Matrices side by side: ``names`` (or ``rows`` and ``columns``), ``values``, and ``marks``.
-
-    One colour scale serves all, centred where it has two sides.
-    """
-    across = len(maps) if len(maps) <= 3 else min(4, -(-len(maps) // 2))
-    down = -(-len(maps) // across)
-    high_up, wide = (max(len(_names(each, side)) for _, each in maps) for side in _SIDES)
-    longest = max(len(name) for _, each in maps for name in _names(each, "columns"))
-    figure.set_size_inches(
-        across * max(3.0, 0.55 * wide + 1.2),
-        down * (max(1.8, 0.5 * high_up + 0.6) + 0.05 * longest),
-    )
-    places = figure.subplots(down, across, squeeze=False).ravel()
-    colours = colours or ("RdBu_r" if low < 0 else "Blues")
-    image = None
-    for axes, (title, each) in zip(places, maps, strict=False):
-        values = np.array(each["values"], dtype=float)  # None: not known
-        image = axes.imshow(values, cmap=colours, vmin=low, vmax=high)
-        for (y, x), value in np.ndenumerate(values):
-            if np.isnan(value):
-                continue
-            share = abs(2 * (value - low) / (high - low) - 1) if low < 0 else value / high
-            mark = each["marks"][y][x] if "marks" in each else ""
-            axes.text(
-                *(x, y, f"{round(float(value), decimals) + 0.0:.{decimals}f}{mark}"),
-                ha="center",
-                va="center",
-                fontsize="small",
-                color="white" if share > 0.6 else "black",
-            )
-        rows, columns = (_names(each, side) for side in _SIDES)
-        axes.set_xticks(range(len(columns)), columns)
-        if longest > 5:
-            axes.tick_params(axis="x", rotation=45)
-            for label in axes.get_xticklabels():
-                label.set(horizontalalignment="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(rows)), rows)
-        axes.set(xlabel=labels[0], ylabel=labels[1])
-        axes.set_title(title, fontsize="medium")
-    for axes in places[len(maps) :]:
-        axes.axis("off")
-    if image is not None:
-        figure.colorbar(image, ax=list(places), shrink=0.8)
-
-
-_SIDES = ("rows", "columns")
-
-
-def _names(each: Content, side: str) -> list[str]:
-    return list(each[side] if side in each else each["names"])
 
 
 def _dendrograms(figure: Any, linkages: Mapping[str, Content]) -> None:

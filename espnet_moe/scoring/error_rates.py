@@ -61,6 +61,12 @@ class EditCounts:
         )
 
 
+def join_counts(parts: Sequence[EditCounts]) -> EditCounts:
+    """Return the counts of the utterances of all parts, one after the other."""
+    kinds = ("correct", "substitutions", "deletions", "insertions")
+    return EditCounts(*(np.concatenate([getattr(part, kind) for part in parts]) for kind in kinds))
+
+
 @dataclass(frozen=True)
 class Alignment:
     """A reference and a hypothesis side by side: ``None`` where the other has an extra token."""

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from espnet_moe.errors import UserError
 from espnet_moe.scoring.archive import Archive
 from espnet_moe.scoring.comparisons import Bootstrap, paired_difference
-from espnet_moe.scoring.error_rates import EditCounts, percent
+from espnet_moe.scoring.error_rates import EditCounts, join_counts, percent
 from espnet_moe.scoring.folders import ALL, MIXED
 from espnet_moe.scoring.rows import Row, number, percentile
 from espnet_moe.scoring.systems import group_of, is_plain, kind_of, sibling
@@ -268,7 +268,7 @@ def low_confidence_rows(rows: Sequence[Row], archive: Archive, draws: Bootstrap)
             if not quarter:
                 continue
             picks = np.array(sorted(place for *_, place in quarter), dtype=np.int64)
-            both = [_concatenate([pair[side] for pair in edits]).select(picks) for side in (0, 1)]
+            both = [join_counts([pair[side] for pair in edits]).select(picks) for side in (0, 1)]
             found.append(
                 {
                     "inference_tag": tag,
@@ -304,11 +304,6 @@ def _both(
         log.warning("no comparison of %s with %s: %s", soft, hard, error)
         return None
     return (counts, hard_counts) if ids == hard_ids else None
-
-
-def _concatenate(parts: Sequence[EditCounts]) -> EditCounts:
-    kinds = ("correct", "substitutions", "deletions", "insertions")
-    return EditCounts(*(np.concatenate([getattr(part, kind) for part in parts]) for kind in kinds))
 
 
 def _by_duration(seconds: Floats, right: npt.NDArray[np.bool_]) -> dict[str, Row]:

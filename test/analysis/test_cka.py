@@ -67,6 +67,9 @@ def test_matrix_and_interval():
 
 
 def test_what_cannot_be_compared():
+    few = Representations(("base",), ("output",), {"output": np.zeros((1, 9, 3))}, np.arange(9))
+    with pytest.raises(UserError, match="hi: CKA needs 50 frames"):
+        cka_results({"hi": few}, 0)
     with pytest.raises(UserError, match="4 or more"):
         linear_cka(np.zeros((3, 2)), np.zeros((3, 2)))
     assert np.isnan(cka_matrix(np.zeros((2, 5, 3)))).all()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from espnet_moe.analysis.decodings import Decoded
+from espnet_moe.analysis.decodings import DecodedSets
 from espnet_moe.analysis.errors import (
     CATEGORIES,
     categorise,
@@ -99,7 +99,7 @@ def experiment(tmp_path: Path, make_datadir) -> Path:
 
 
 def test_counted_by_hand(experiment):
-    which = Decoded(experiment / "exp", experiment / "raw", "greedy", ("hard",), ("test_it",))
+    which = DecodedSets(experiment / "exp", experiment / "raw", "greedy", ("hard",), ("test_it",))
     known = read_vocabularies([f"it={experiment / 'raw' / 'train_it'}"])
     content = errors(which, known).content()
     (row,) = content["results"]["rows"]
@@ -119,7 +119,7 @@ def test_counted_by_hand(experiment):
 
 
 def test_what_is_not_known_is_said(experiment):
-    which = Decoded(experiment / "exp", experiment / "raw", "greedy", ("hard",), ("test_it",))
+    which = DecodedSets(experiment / "exp", experiment / "raw", "greedy", ("hard",), ("test_it",))
     found = errors(which, {})
     (row,) = found.results["rows"]
     assert row["categories"]["out_of_vocabulary"]["count"] is None

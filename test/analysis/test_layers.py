@@ -1,5 +1,7 @@
 """Layers that are switched off, and planted experts whose layers are known to matter."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from espnet_moe.analysis.passes import (
 )
 from espnet_moe.errors import UserError
 from espnet_moe.experts.expert_set import ExpertError, ExpertSet, LoRAOptions
-from espnet_moe.experts.gates import use_gates
+from espnet_moe.experts.gates import Gates, use_gates
 
 TARGETS = ("q_proj", "fc1")
 
@@ -66,6 +68,8 @@ def test_switching_off_is_the_update_set_to_zero(plant, data):
     assert np.abs(found - before).max() > 0.1
     with pytest.raises(ExpertError, match="no expert layer is called nowhere"):
         subject.experts.without(gates, ["nowhere"])
+    with pytest.raises(ExpertError, match="not a frame"):
+        subject.experts.without(Gates.of(torch.ones(5, 7, 2)), some)
 
 
 def test_gates_that_are_selected_stay_off(plant):
@@ -149,6 +153,16 @@ def test_draws(data, tmp_path, make_datadir):
         draw_utterances([data], 2, 0.1)
     with pytest.raises(UserError, match="0 .all. or more"):
         draw_utterances([data], -1, 30.0)
+
+
+def test_transcripts_that_are_too_long_are_left_out(plant, data, caplog):
+    subject, drawn = plant(), draw_utterances([data], 0, 30.0)["hi"]
+    long = replace(drawn[1], text=drawn[1].text * 20)
+    batches = make_batches(subject, [drawn[0], long, *drawn[2:]], 8)
+    assert [u.utt_id for u in batches[0].utterances] == [u.utt_id for u in drawn if u != drawn[1]]
+    assert "1 of 5 transcripts are too long" in caplog.text
+    with pytest.raises(UserError, match="every transcript has more than the"):
+        make_batches(subject, [long], 8)
 
 
 def test_experts_that_cannot_be_run(tiny_folder, save_random):

@@ -1,5 +1,7 @@
 """Linear probes on planted labels, and chance where there is nothing to read."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,12 +10,8 @@ from espnet_moe.analysis.passes import draw_utterances, encode, load_subject, ma
 from espnet_moe.analysis.probing import (
     WORD,
     Task,
-    Tokens,
-    collect,
     control_labels,
     feature_tasks,
-    frame_spans,
-    onsets,
     probe,
     probe_task,
     probing,
@@ -22,6 +20,7 @@ from espnet_moe.analysis.probing import (
     word_task,
 )
 from espnet_moe.analysis.timings import Span, read_ctm, spans_of
+from espnet_moe.analysis.tokens import Tokens, collect, frame_spans, onsets
 from espnet_moe.data.extras import Word
 from espnet_moe.errors import UserError
 
@@ -123,6 +122,25 @@ def test_ctm(tmp_path):
     path.write_text("u 1 half 0.1 b\n")
     with pytest.raises(UserError, match="phones.ctm:1 is not"):
         read_ctm(path)
+
+
+def test_phone_timings_are_probed_frame_by_frame(tiny_folder, save_random, make_datadir, tmp_path):
+    """Five speakers, each with ten utterances of two phones: the labels of frames are there."""
+    subject = load_subject(str(tiny_folder), "variable", save_random("hi", "it"), "cpu")
+    data = make_datadir(tmp_path / "test_hi", {"hi": 20})
+    lines = (data / "utt2spk").read_text().splitlines()
+    drawn = draw_utterances([data], 0, 30.0)["hi"]
+    own = [replace(utt, speaker=f"s{i % 5}") for i, utt in enumerate(drawn)]
+    ids = [line.split()[0] for line in lines]
+    ctm = "".join(f"{i} 1 0.0 0.2 {'pa'[n % 2]}\n{i} 1 0.2 0.2 s\n" for n, i in enumerate(ids))
+    (data / "phones.ctm").write_text(ctm)
+    words, phones = read_timings([data])
+    found = probing(subject, {"hi": own}, {"hi": ("hi",)}, words, phones)
+    rows = {(row["task"], row["source"]) for row in found.results["rows"]}
+    assert ("kind", "phones") in rows and ("manner", "phones") in rows
+    assert {row["train"] + row["test"] for row in found.results["rows"]} == {400, 300}
+    assert "no word timings" in found.not_available["words of hi"]
+    assert "phones" not in found.not_available
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from espnet_moe.analysis.decodings import Decoded
+from espnet_moe.analysis.decodings import DecodedSets
 from espnet_moe.analysis.routing import Switching, routing, spectrogram
 from espnet_moe.errors import UserError
 from espnet_moe.scoring.error_rates import wilson
 
 
-def test_wilson_is_statsmodels_by_hand():
-    # 8 of 10: the interval of the textbook example, 0.4901 to 0.9433.
+def test_wilson_by_hand():
+    # 8 of 10: (8 + z²/2 ± z·√(8·2/10 + z²/4)) / (10 + z²) with z = 1.96.
     assert wilson(8, 10) == pytest.approx((0.49016, 0.94332), abs=1e-4)
     assert wilson(0, 10)[0] == 0 and wilson(10, 10)[1] == 1 and wilson(0, 0) == (0, 1)
 
@@ -53,8 +53,8 @@ def experiment(tmp_path: Path, make_datadir) -> Path:
     return tmp_path
 
 
-def decoded(root: Path, *systems: str) -> Decoded:
-    return Decoded(root / "exp", root / "raw", "greedy", systems, ("test_hi", "test_it"))
+def decoded(root: Path, *systems: str) -> DecodedSets:
+    return DecodedSets(root / "exp", root / "raw", "greedy", systems, ("test_hi", "test_it"))
 
 
 def test_hand_counted(experiment):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from espnet_moe.analysis.decodings import Decoded
+from espnet_moe.analysis.decodings import DecodedSets
 from espnet_moe.analysis.significance import (
     bootstrap_p,
     error_segments,
@@ -100,7 +100,7 @@ def experiment(tmp_path: Path, make_datadir) -> Path:
 
 
 def test_planted_systems(experiment):
-    which = Decoded(
+    which = DecodedSets(
         experiment / "exp",
         experiment / "raw",
         "greedy",
@@ -121,7 +121,7 @@ def test_planted_systems(experiment):
 
 
 def test_the_interval_is_that_of_scoring(experiment):
-    which = Decoded(
+    which = DecodedSets(
         experiment / "exp", experiment / "raw", "greedy", ("baseline", "hard"), ("test_it",)
     )
     found = significance(which, 1000, 4)
@@ -134,8 +134,8 @@ def test_the_interval_is_that_of_scoring(experiment):
 def test_nothing_to_compare(experiment):
     exp, raw = experiment / "exp", experiment / "raw"
     with pytest.raises(UserError, match="makes no comparison"):
-        significance(Decoded(exp, raw, "greedy", ("hard",), ("test_it",)))
+        significance(DecodedSets(exp, raw, "greedy", ("hard",), ("test_it",)))
     with pytest.raises(UserError, match="nothing to analyse.*decode the set first"):
-        significance(Decoded(exp, raw, "beam", ("hard", "soft"), ("test_it",)))
+        significance(DecodedSets(exp, raw, "beam", ("hard", "soft"), ("test_it",)))
     with pytest.raises(UserError, match=r"results.json does not exist"):
-        significance(Decoded(exp, raw, "greedy"))
+        significance(DecodedSets(exp, raw, "greedy"))

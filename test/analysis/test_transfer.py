@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from espnet_moe.analysis.decodings import Decoded
+from espnet_moe.analysis.decodings import DecodedSets
 from espnet_moe.analysis.passes import BASE, draw_utterances, load_subject
 from espnet_moe.analysis.transfer import (
     LOSS,
@@ -134,7 +134,7 @@ def test_decodings_with_fixed_experts(tmp_path, make_datadir):
         folder.mkdir(parents=True)
         texts = [line if i < right else line.split()[0] for i, line in enumerate(lines)]
         (folder / "text").write_text("".join(f"{text}\n" for text in texts))
-    which = Decoded(tmp_path / "exp", tmp_path / "raw", "greedy", (), ("test_it",))
+    which = DecodedSets(tmp_path / "exp", tmp_path / "raw", "greedy", (), ("test_it",))
     cells, missing = read_all(which, {"it": "fixed_it", "hi": "fixed_hi"}, "baseline")
     table = transfer_table(cells[WER], WER, {"it": "it"}, 1000, 0)
     assert table["gain"][table["rows"].index("it")] == [100]

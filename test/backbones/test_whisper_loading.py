@@ -203,3 +203,10 @@ def test_folder_of_another_model(broken):
     (broken / "config.json").write_text(text)
     with pytest.raises(UserError, match="bert"):
         load_whisper(str(broken))
+
+
+def test_folder_with_an_adapter_beside_the_model(broken):
+    """Transformers would go where the adapter's configuration says."""
+    (broken / "adapter_config.json").write_text('{"base_model_name_or_path": "somewhere/else"}')
+    with pytest.raises(UserError, match="an adapter beside the model"):
+        load_whisper(str(broken))

@@ -21,6 +21,11 @@ if [[ ${3:-} == @* ]]; then
     mapfile -t words <"${3#@}"
     set -- "${@:1:2}" "${words[@]}" "${@:4}"
 fi
+if [[ ${4:-} == @* ]]; then
+    mapfile -t words <"${4#@}"
+    set -- "${@:1:3}" "${words[@]}" "${@:5}"
+fi
+first=${3:-}
 if [[ ${3:-} == --names ]]; then
     exec $REAL_PYTHON "$@"
 fi
@@ -69,20 +74,24 @@ case $verb in
             expert*) folders=expert ;;
             router*) folders=router ;;
             joint*) folders="router $(printf 'expert_%s ' ${value[experts]})" ;;
+            finetune*) folders=backbone ;;
         esac
         for folder in $folders; do
-            mkdir -p "$out/$folder" && echo {} | tee "$out/$folder"/{expert,router}.json >/dev/null
+            mkdir -p "$out/$folder"
+            echo {} | tee "$out/$folder"/{expert,router,finetuned}.json >/dev/null
         done
         ;;
     decode)
         for dir in ${value[data]}; do
-            share=${value[out]% }/$(basename "$dir")/logdir/output.${value[job]% }
+            share=${value[out]% }/$(basename "$dir")/logdir/output.${value[place]%%/*}
             mkdir -p "$share"
             [ "${value[job]}" != "1 " ] || echo "u-1 ciao" >"$share/text"
         done
         mkdir -p ${value[out]% }/logdir
-        echo {} >"${value[out]% }/logdir/output.${value[job]% }.json"
+        echo {} >"${value[out]% }/logdir/output.${value[place]%%/*}.json"
         ;;
+    analyze) mkdir -p ${value[out]} && echo {} >"${value[out]% }/$first.json" ;;
+    report) mkdir -p ${value[exp]% }/report && touch ${value[exp]% }/report/index.html ;;
     score)
         echo "the table"
         touch ${value[exp]% }/{results.json,RESULTS.md,results.manifest.json}
@@ -118,6 +127,7 @@ class Recipe:
         shutil.copytree(ROOT / "egs2/TEMPLATE/moe1", template)
         self.folder = folder / "egs2/toy/moe1"
         self.log = folder / "log"
+        self.always = ["--skip_analysis", "true"]
         for name in ("moe.sh", "utils", "path.sh", "cmd.sh"):
             self.write(name, None).symlink_to(template / name)
         self.write("local/data.sh", DATA)
@@ -153,7 +163,7 @@ class Recipe:
         }
         # From another folder: the recipe finds its own.
         return subprocess.run(
-            ["bash", self.folder / "moe.sh", *OPTIONS, *words],
+            ["bash", self.folder / "moe.sh", *OPTIONS, *self.always, *words],
             env=env,
             cwd=self.folder.parents[2],
             capture_output=True,
@@ -192,6 +202,41 @@ MIXTURE = [
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
     return Recipe(tmp_path)
+
+
+def test_analyses_and_the_report(recipe: Recipe) -> None:
+    recipe.always = []
+    assert recipe.run(*MIXTURE, fail="analyze layers").returncode == 2
+    told = "some analyses could not be made: exp/name/report/index.html tells which"
+    assert told in recipe.run(*MIXTURE, fail="analyze layers").stderr
+    assert recipe.did() == ["analyze"]  # the others are not made again, and the report has told
+    done = recipe.run(*MIXTURE)
+    assert done.returncode == 0, done.stderr
+    assert recipe.did() == ["analyze", "report"]
+    assert recipe.run(*MIXTURE).returncode == 0
+    assert recipe.did() == []
+    (recipe.folder / "exp/name/.done/stage12_routing.json").unlink()
+    recipe.run(*MIXTURE, "--analyses", "routing errors", "--analysis_utterances", "7")
+    line = recipe.line("analyze routing ")
+    assert "--codeswitch_systems oracle frame segment" in line and "--utterances" not in line
+    assert "--systems baseline oracle hard joint" in line
+    (recipe.folder / "exp/name/.done/stage12_transfer.json").unlink()
+    recipe.run(*MIXTURE, "--analyses", "transfer", "--analysis_utterances", "7")
+    line = recipe.line("analyze transfer ")
+    assert "--experts hi=exp/name/expert_hi/expert it=exp/name/expert_it/expert" in line
+    assert "--data dump/raw/test_hi dump/raw/test_it" in line and "--utterances 7" in line
+
+
+def test_bases_to_compare_with(recipe: Recipe) -> None:
+    recipe.write("conf/train_finetune.yaml", "optim: adamw\n")
+    systems = ["--systems", "baseline finetune_decoder", "--test_sets_by", "corpus"]
+    done = recipe.run("--finetune_config", "conf/train_finetune.yaml", *systems)
+    assert done.returncode == 0, done.stderr
+    assert "part=decoder" in recipe.line("--phase finetune", "train_it ")
+    line = recipe.line("--backbone exp/name/finetune_decoder_hi/backbone", "--place 1/4")
+    assert "--data dump/raw/commonvoice_hi_test dump/raw/kathbath_hi_test --" in line
+    line = recipe.line("--backbone exp/name/finetune_decoder_it/backbone", "--place 4/4")
+    assert "--data dump/raw/commonvoice_it_test --" in line
 
 
 def test_a_language_is_read_once_whatever_others_are_asked_for(recipe: Recipe) -> None:
@@ -437,7 +482,10 @@ def test_choice_of_stages(recipe: Recipe) -> None:
 @pytest.mark.parametrize(
     ("words", "messages"),
     [
-        (["--stage", "12", "--stop-stage", "13"], ["has the stages 1 2 3 4 5 6 7 8 9 10 11"]),
+        (["--stage", "14", "--stop-stage", "15"], ["has the stages 1 2 3 4 5 6 7 8 9 10 11 12 13"]),
+        (["--analyses", "layer"], ["--analyses: 'layer' is none of similarity spectrum"]),
+        (["--analysis_utterances", "few"], ["--analysis_utterances is a number, not 'few'"]),
+        (["--systems", "baseline finetune_full"], ["finetune_full needs --finetune_config"]),
         (["--systems", "hard best"], ["'best' is none of", "hard needs a router: --routers"]),
         (
             ["--systems", "joint", "--routers", "x"],

@@ -7,7 +7,8 @@
 #    3  training, development and test sets    9  joint training of router and experts
 #    4  shape statistics                      10  decoding, every system and test set
 #    5  embeddings of the frozen encoder      11  scoring
-#    6  expert assignment
+#    6  expert assignment                     12  analysis of experts, routing and errors
+#                                             13  report, one page of all of it
 # A stage that is done and whose options and inputs have not changed is skipped; removing its stamp
 # in .done/ beside its results makes it run again.
 # shellcheck disable=SC2034,SC2046,SC2086,SC2207  # lists are words, as in every Kaldi recipe
@@ -72,16 +73,23 @@ codeswitch_systems=             # systems for the code-switched sets; also frame
 inference_config=conf/decode_greedy.yaml # configuration of the decoding
 inference_tag=                  # name of the results; empty: that of inference_config
 
+## Analysis and report
+skip_analysis=false             # leave out stages 12 and 13
+analyses="similarity spectrum layers transfer probing errors significance routing" # of stage 12
+analysis_utterances=            # of each language, where an analysis runs the base; empty: its default
+
 . "$(dirname "$0")/utils/parse_options.sh"
 . "$(dirname "$0")/utils/stages.sh"
 . "$(dirname "$0")/utils/data_stages.sh"
 . "$(dirname "$0")/utils/training_stages.sh"
 . "$(dirname "$0")/utils/decoding_stages.sh"
+. "$(dirname "$0")/utils/analysis_stages.sh"
 cd "$(dirname "$0")"
 
-STAGES="1 2 3 4 5 6 7 8 9 10 11"
+STAGES="1 2 3 4 5 6 7 8 9 10 11 12 13"
 SYSTEMS="baseline oracle hard soft threshold topk hierarchical fixed joint"
 FINETUNED="finetune_full finetune_decoder"
+ANALYSES="similarity spectrum layers transfer probing errors significance routing"
 CLUSTERERS="kmeans gmm agglomerative spectral hdbscan"
 
 check_options() {
@@ -147,6 +155,11 @@ check_options() {
     done
     [ -z "$experts_from" ] || [ -d "$experts_from" ] ||
         problems+=("--experts_from $experts_from does not exist: train the experts there first")
+    for name in $analyses; do
+        listed "$name" $ANALYSES || problems+=("--analyses: '$name' is none of $ANALYSES")
+    done
+    [[ $analysis_utterances =~ ^[0-9]*$ ]] ||
+        problems+=("--analysis_utterances is a number, not '$analysis_utterances'")
     [ -z "$codeswitch_systems" ] || [ -n "$codeswitch_config" ] ||
         problems+=("--codeswitch_systems needs sets to decode: --codeswitch_config")
     [ -z "$joint_config" ] || [ -n "$routers" ] ||
@@ -241,5 +254,11 @@ run_stage 7 "routers: ${routers:-none}" router_training
 run_stage 9 "joint training: ${joint_config:-none}" joint_training
 run_stage 10 "decoding of $test_sets $codeswitch_sets" decoding
 run_stage 11 "scores in $expdir/results.json and $expdir/RESULTS.md" scoring
+incomplete=false
+if [ "$skip_analysis" = false ]; then
+    run_stage 12 "analyses in $expdir/analysis" analysis
+    run_stage 13 "report in $expdir/report/index.html" report
+fi
 
 log "done in $SECONDS seconds"
+[ $incomplete = false ] || complain "some analyses could not be made: $expdir/report/index.html tells which"

@@ -21,6 +21,7 @@ work_of() {
         7) echo "$routers" ;;
         8) [ -n "$experts_from" ] || echo yes ;;
         9) echo "$joint_config" ;;
+        12 | 13) [ "$skip_analysis" = true ] || echo yes ;;
         *) echo yes ;;
     esac
 }
@@ -29,9 +30,9 @@ work_of() {
 submit_stage() {
     local words=() options=(--detach true --name "$(basename "$expdir")_stage$1") id launcher=$train_cmd
     log=$folder/stage$1.log array=''
-    if listed "$1" 5 7 8 9 10; then
+    if listed "$1" 5 7 8 9 10 12; then
         options+=(--gpu "$ngpu")
-        launcher=$([ "$1" = 10 ] && echo "$decode_cmd" || echo "$cuda_cmd")
+        launcher=$(listed "$1" 10 12 && echo "$decode_cmd" || echo "$cuda_cmd")
     fi
     if [ "$1" = 8 ] && [ "$experts_by" = language ]; then
         # An expert a language; how many clusters there will be is not known yet.

@@ -1,0 +1,68 @@
+# shellcheck shell=bash disable=SC2154,SC2046,SC2086,SC2206,SC2207  # options and lists of moe.sh
+# Sourced by moe.sh: what the experts learned, and one page of all that has come out.
+
+# words_of ANALYSIS: the options of its command line; sets `from` to what it reads.
+words_of() {
+    local experts=() name lang words=() tree passes decoded
+    tree=$(family_tree)
+    passes=(--backbone "$backbone" --context "$context" --data $(each "$raw/%s " $test_sets))
+    decoded=(--exp "$expdir" --data_root "$raw" --inference_tag "$inference_tag"
+        --test_sets $test_sets --systems $(for name in $systems; do name_of "$name"; done))
+    parts_of oracle
+    for ((name = 0; name < ${#options[@]}; name++)); do
+        [[ ${options[name]} != *=* ]] || experts+=("${options[name]}")
+    done
+    from=("${backbone_files[@]}" "${folders[@]}" $(each "$raw/%s " $test_sets))
+    case $1 in
+        spectrum)
+            words=(--experts "${experts[@]}")
+            from=("${folders[@]}")
+            ;;
+        similarity | transfer)
+            words=(--experts "${experts[@]}" "${passes[@]}" ${tree:+--families "$tree"})
+            ;;
+        layers | probing) words=(--experts "${experts[@]}" "${passes[@]}") ;;
+        significance | errors | routing)
+            words=("${decoded[@]}")
+            from=("$expdir/results.json")
+            ;;
+    esac
+    case $1 in
+        errors) words+=(--train $(for lang in $langs; do echo "$lang=$raw/train_$lang"; done)) ;;
+        routing)
+            [ -z "$codeswitch_systems" ] || words+=(--codeswitch_sets $codeswitch_sets
+                --codeswitch_systems $(for name in $codeswitch_systems; do name_of "$name"; done))
+            ;;
+    esac
+    [ -z "$analysis_utterances" ] || ! listed "$1" similarity layers transfer probing ||
+        words+=(--utterances "$analysis_utterances")
+    printf '%s\n' "${words[@]}"
+}
+
+analysis() { # stage 12
+    local pending=() name from options folders
+    for name in $analyses; do
+        [ "$name" != routing ] || [ -n "$routers" ] || continue
+        words_of "$name" >"$logs/analyze_$name.args"
+        to_do "$expdir/.done/stage12_$name.json" --inputs "${from[@]}" "$logs/analyze_$name.args" \
+            --outputs "$expdir/analysis/$name.json" || continue
+        pending+=("$name")
+    done
+    [ ${#pending[@]} -gt 0 ] || return 0
+    # What cannot be analysed is told in the report; that it could not be is the end's exit code.
+    $decode_cmd --gpu "$inference_gpus" $throttle ANALYSIS="$(join , "${pending[@]}")" \
+        "$logs/analyze_ANALYSIS.log" $python -m espnet_moe.bin.analyze ANALYSIS \
+        "@$logs/analyze_ANALYSIS.args" --out "$expdir/analysis" \&\& \
+        $python -m espnet_moe.bin.stage commit --stamp "$expdir/.done/stage12_ANALYSIS.json" ||
+        incomplete=true
+}
+
+report() { # stage 13
+    local written=("$expdir"/analysis/*.json)
+    [ -e "${written[0]}" ] || written=()
+    to_do "$expdir/.done/stage13.json" --inputs "$expdir/results.json" "${written[@]}" \
+        --options "$analyses" --outputs "$expdir/report/index.html" || return 0
+    $train_cmd "$logs/report.log" $python -m espnet_moe.bin.report --exp "$expdir" --data "$raw" \
+        --analyses $analyses
+    finish "$expdir/.done/stage13.json"
+}

@@ -1,0 +1,1 @@
+"""Adapters that others have trained, as experts."""

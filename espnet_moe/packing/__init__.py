@@ -1,0 +1,1 @@
+"""Packing trained mixtures for others: archives, experts alone, folders for the hub."""
