@@ -2,8 +2,8 @@
 
 Reads results.json, the decode folders and analysis/*.json of --exp, and sets and audio of --data.
 The page needs nothing else: pictures, sounds and scripts are in it. What the experiment has but
-cannot be read, and what --require names and is not there, is listed on stderr and in the page, and
-the exit code is 1; the page is written all the same.
+cannot be read, and what --analyses and --require name and is not there, is listed on stderr and in
+the page, and the exit code is 1; the page is written all the same.
 """
 
 import argparse
@@ -25,11 +25,19 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, help="folder to write to; <exp>/report without")
     parser.add_argument(
+        "--analyses",
+        nargs="*",
+        default=[],
+        metavar="NAME",
+        help="analyses that must be there; all that are there are shown",
+    )
+    parser.add_argument(
         "--require",
         nargs="+",
         default=[],
+        choices=PARTS,
         metavar="PART",
-        help=f"what must be there: {', '.join(PARTS)}, or the name of an analysis",
+        help=f"sections that must be there, of {', '.join(PARTS)}",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the utterances chosen to listen to")
     return parser
@@ -45,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from espnet_moe.report.page.page import write_report
 
     out = args.exp / "report" if args.out is None else args.out
-    lacking = write_report(args.exp, args.data, out, args.require, args.seed)
+    lacking = write_report(args.exp, args.data, out, args.analyses, args.require, args.seed)
     size = (out / "index.html").stat().st_size
     print(f"written: {out / 'index.html'} ({size / 1e6:.1f} MB) and {out / 'tables'}")
     for line in lacking:

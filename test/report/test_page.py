@@ -59,7 +59,7 @@ def table(root: Path, name: str) -> list[dict[str, str]]:
 
 
 def test_sections_tell_what_the_files_say(small: Path) -> None:
-    page, code = build(small, "--require", "routing", "probe", "samples")
+    page, code = build(small, "--require", "routing", "samples", "--analyses", "probe")
     assert code == 0
     results = json.loads((small / "exp/tiny/results.json").read_text("utf-8"))
     row = next(r for r in results["rows"] if (r["system"], r["set"]) == ("hard", "test_hi"))
@@ -201,12 +201,20 @@ def test_what_was_never_made_fails_only_if_it_is_asked_for(make_experiment) -> N
     missing = section(page, "missing")
     for told in ("no system with a router", "run bin.analyze", "none was trained"):
         assert told in missing
-    for name in ("routing", "experts", "analysis", "similarity"):
-        page, code = build(root, "--require", name)
+    for words_ in (("--require", "routing"), ("--require", "experts"), ("--analyses", "layers")):
+        page, code = build(root, *words_)
         assert code == 1
-        assert f"Asked for, or there but not to be read. CSV LaTeX part what why {name}" in (
-            section(page, "missing").replace("why analysis similarity", "why similarity")
-        )
+        lacking = section(page, "missing").split("Not part of this experiment")[0]
+        assert words_[1] in lacking and "Everything" not in lacking
+
+
+def test_an_analysis_that_failed_says_why(small: Path) -> None:
+    log = small / "exp/tiny/log/analyze_layers.log"
+    log.parent.mkdir()
+    log.write_text("# a command\npython -m x: error: --data is empty\n# ended with 2\n", "utf-8")
+    page, code = build(small, "--analyses", "probe", "layers")
+    assert code == 1
+    assert "layers.json: python -m x: error: --data is empty (" in section(page, "missing")
 
 
 def test_no_such_experiment_is_an_error(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from espnet_moe.scoring.results import MANIFEST, read_results
 
 log = logging.getLogger(__name__)
 
-# What can be asked for by name besides analyses: sections that an experiment may do without.
+# What can be asked for by name: sections that an experiment may do without.
 PARTS = (
     *("data", "baselines", "experts", "routing", "codeswitch", "samples"),
     *("analysis", "significance", "cost", "targets"),
@@ -30,7 +30,8 @@ class Missing:
     """Something that the page cannot show.
 
     Attributes:
-        part: The section it belongs to, one of :data:`PARTS`, or ``results``.
+        part: The section it belongs to, one of :data:`PARTS`, or ``results``; followed by
+            ``(in part)`` where the section can do without.
         what: A name for it.
         why: The reason, and the remedy where there is one.
         broken: Whether the experiment has it and it cannot be read; else it was never made.
@@ -97,18 +98,18 @@ class Experiment:
         if line not in self.missing:
             self.missing.append(line)
 
-    def required(self, names: Sequence[str]) -> list[Missing]:
-        """What is missing of what was asked for: all that is broken, and what ``names`` name."""
-        return [m for m in self.missing if m.broken or m.part in names or m.what in names]
+    def lacking(self, parts: Sequence[str]) -> list[Missing]:
+        """What is missing of what was asked for: all that is broken, and of these parts all."""
+        return [line for line in self.missing if line.broken or line.part in parts]
 
 
-def read_experiment(exp: Path, data: Path, required: Sequence[str] = ()) -> Experiment:
+def read_experiment(exp: Path, data: Path, analyses: Sequence[str] = ()) -> Experiment:
     """Read an experiment folder.
 
     Args:
         exp: The experiment folder.
         data: The folder of the formatted data dirs, such as ``dump/raw``.
-        required: Names of parts and analyses that were asked for.
+        analyses: Names of those that were asked for.
 
     Raises:
         UserError: Where there is no such experiment folder.
@@ -119,7 +120,7 @@ def read_experiment(exp: Path, data: Path, required: Sequence[str] = ()) -> Expe
     _read_results(found)
     _read_sets(found)
     _read_experts(found)
-    _read_analyses(found, required)
+    _read_analyses(found, analyses)
     return found
 
 
@@ -196,7 +197,7 @@ def _parameters(folder: Path) -> int | None:
         return None
 
 
-def _read_analyses(found: Experiment, required: Sequence[str]) -> None:
+def _read_analyses(found: Experiment, asked: Sequence[str]) -> None:
     folder = found.exp / "analysis"
     for path in sorted(folder.glob("*.json")):
         try:
@@ -213,9 +214,19 @@ def _read_analyses(found: Experiment, required: Sequence[str]) -> None:
             found.lacks("analysis (in part)", f"{path.stem}: {what}", why)
     if not found.analyses:
         found.lacks("analysis", "analyses", f"none in {folder}: run bin.analyze")
-    there = {content["name"] for content in found.analyses}
-    told = {line.what for line in found.missing}
-    for name in required:
-        if name not in PARTS and name not in there | told:
-            why = f"asked for, but there is no {folder / name}.json: run bin.analyze {name}"
+    known = {content["name"] for content in found.analyses} | {m.what for m in found.missing}
+    for name in asked:
+        if name not in known:
+            why = f"there is no {folder / name}.json: {_last_words(found.exp, name)}"
             found.lacks("analysis", name, why, broken=True)
+
+
+def _last_words(exp: Path, name: str) -> str:
+    """Why an analysis has not come out, as far as the recipe's log tells."""
+    path = exp / "log" / f"analyze_{name}.log"
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return f"run bin.analyze {name}"
+    told = [line for line in lines if "error" in line.lower()]
+    return f"{told[-1].strip()} ({path})" if told else f"see {path}"

@@ -45,7 +45,12 @@ COLOURS = 8  # of experts and languages, in style.css
 
 
 def write_report(
-    exp: Path, data_root: Path, out: Path, required: Sequence[str], seed: int
+    exp: Path,
+    data_root: Path,
+    out: Path,
+    analyses: Sequence[str] = (),
+    required: Sequence[str] = (),
+    seed: int = 0,
 ) -> list[Missing]:
     """Write the page of an experiment.
 
@@ -53,7 +58,8 @@ def write_report(
         exp: The experiment folder.
         data_root: The folder of the formatted data dirs, such as ``dump/raw``.
         out: The folder to write to.
-        required: Parts and analyses that were asked for.
+        analyses: Those that were asked for; all that are there are shown.
+        required: Parts of the page that were asked for.
         seed: Of the choice of utterances to listen to.
 
     Returns:
@@ -62,9 +68,9 @@ def write_report(
     Raises:
         UserError: Where there is no such experiment, or it cannot be written.
     """
-    found = read_experiment(exp, data_root, required)
+    found = read_experiment(exp, data_root, analyses)
     sections = make_sections(found, seed)
-    lacking = found.required(required)
+    lacking = found.lacking(required)
     sections.append(_missing(found, lacking))
     tables = [b for section in sections for b in section.blocks if isinstance(b, PageTable)]
     written = set()

@@ -298,7 +298,7 @@ def _player(found: Experiment, name: str, utt_id: str, audio: str, room: _Room) 
         return ""
     if len(content) > room.left:
         why = f"the page has room for {AUDIO_BYTES / 1e6:g} MB of audio"
-        found.lacks("samples", f"players from {name} on", why)
+        found.lacks("samples (in part)", f"players from {name} on", why)
         room.left = 0
         return ""
     room.left -= len(content)

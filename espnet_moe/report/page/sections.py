@@ -121,7 +121,9 @@ def data(found: Experiment) -> Section:
         section.add(Text(f"Texts are compared after the normaliser {normalizers}."))
     section.add(table)
     if not any(own.corpora for own in found.sets.values()):
-        found.lacks("data", "names of corpora", "the data directories have no file 'corpus'")
+        found.lacks(
+            "data (in part)", "names of corpora", "the data directories have no file 'corpus'"
+        )
     skipped = {row["set"]: row["skipped"] for row in found.rows if row.get("skipped")}
     section.add(
         Lines(
@@ -206,7 +208,9 @@ def experts(found: Experiment) -> Section:
             errors_table("oracle", "Errors with the true language's expert.", oracle),
         )
     elif found.rows:
-        found.lacks("experts", "oracle", "no oracle system is scored: what is lost by routing")
+        found.lacks(
+            "experts (in part)", "oracle", "no oracle system is scored: what is lost by routing"
+        )
     return section
 
 
@@ -285,7 +289,7 @@ def cost(found: Experiment) -> Section:
     silent = [name for name, row in by_system.items() if row["latency_ms_p50"] is None]
     if silent:
         why = "their decode folders have no stats.jsonl"
-        found.lacks("cost", f"time and memory of {listed(silent)}", why)
+        found.lacks("cost (in part)", f"time and memory of {listed(silent)}", why)
     return section
 
 
@@ -346,7 +350,7 @@ def targets(found: Experiment) -> Section:
     )
     for row in judged:
         if row["met"] is None:
-            found.lacks("targets", f"{row['name']} {row['target']}", "not measured")
+            found.lacks("targets (in part)", f"{row['name']} {row['target']}", "not measured")
     return section
 
 

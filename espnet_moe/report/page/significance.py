@@ -89,10 +89,10 @@ def _compared(found: Experiment) -> list[_Line]:
         if own is not None:
             lines.append(_Line(name, own["baseline"], place, row["utterances"], own))
         elif _place(row) not in with_baseline:
-            found.lacks("significance", place, f"{baseline} is not scored on it")
+            found.lacks("significance (in part)", place, f"{baseline} is not scored on it")
         elif row["system"] != baseline:
             why = "they were not scored on the same utterances and references"
-            found.lacks("significance", f"{name} against {baseline} on {place}", why)
+            found.lacks("significance (in part)", f"{name} against {baseline} on {place}", why)
     averages = found.results.get("averages") or []
     for average, name in zip(averages, labels(averages), strict=True):
         if average["system"] == baseline:
@@ -124,7 +124,7 @@ def _all_pairs(found: Experiment, section: Section) -> None:
     content = next((c for c in found.analyses if c["name"] == "significance"), None)
     if content is None:
         why = "comparisons of every pair, adjusted for their number: run bin.analyze significance"
-        found.lacks("significance", "every pair", why)
+        found.lacks("significance (in part)", "every pair", why)
         return
     rows: Sequence[Row] = content["results"]["rows"]
     pooled = [row for row in rows if row["set"] == ALL] or list(rows)
