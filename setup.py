@@ -29,6 +29,8 @@ REQUIRES = [
     "pyarrow",  # corpora as the hub has them: parquet files with audio in their rows
     "indic-nlp-library",
     "langcodes",  # ISO-639-1 and -3
+    "jinja2",  # the report's page
+    "markupsafe",
     "jiwer",
     "kaldiio",
     "numpy",
@@ -70,7 +72,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["espnet_moe", "espnet_moe.*"]),
-    package_data={"espnet_moe": ["py.typed", "data/*.tsv"]},
+    package_data={"espnet_moe": ["py.typed", "data/*.tsv", "report/templates/*"]},
     entry_points={"console_scripts": ["espnet-moe = espnet_moe.bin.main:run"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,

@@ -15,6 +15,7 @@ from espnet_moe.data.extras import Segment
 from espnet_moe.data.utterance import SAMPLE_RATE
 from espnet_moe.errors import UserError
 from espnet_moe.scoring.codeswitch import frame_errors, merged
+from espnet_moe.scoring.error_rates import wilson
 from espnet_moe.scoring.folders import ALL, read_references, read_stats
 from espnet_moe.scoring.routing import (
     CALIBRATION_BINS,
@@ -29,7 +30,6 @@ from espnet_moe.scoring.routing import (
 
 GATE_BINS = 20
 SPECTROGRAM_WINDOW, SPECTROGRAM_HOP = 0.025, 0.01  # seconds
-_NORMAL_95 = 1.959964
 
 SOURCES = (
     "Guo et al., On calibration of modern neural networks, arXiv:1706.04599 (reliability diagram)",
@@ -51,16 +51,6 @@ class Switching:
     systems: tuple[str, ...] = ()
     sets: tuple[str, ...] = ()
     examples: int = 2
-
-
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, 0 to 1; (0, 1) for nothing of nothing."""
-    if not total:
-        return 0.0, 1.0
-    z2 = _NORMAL_95**2
-    centre = (right + z2 / 2) / (total + z2)
-    half = _NORMAL_95 * np.sqrt(right * (total - right) / total + z2 / 4) / (total + z2)
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
 def describe_gates(routes: Routes) -> dict[str, Any]:

@@ -18,6 +18,7 @@ IntArray = npt.NDArray[np.int64]
 Unit = Literal["word", "character"]
 
 CONFIDENCE = 95.0  # percent
+_NORMAL_95 = 1.959964  # standard deviations that hold so much of a normal distribution
 _DRAWS_AT_ONCE = 4_000_000  # 32 MB of indices
 
 
@@ -183,3 +184,16 @@ def interval(draws: npt.NDArray) -> tuple[float, float]:
     tail = (100 - CONFIDENCE) / 2
     low, high = np.percentile(draws, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share, 0 to 1; (0, 1) for nothing of nothing.
+
+    Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927.
+    """
+    if not total:
+        return 0.0, 1.0
+    z2 = _NORMAL_95**2
+    centre = (right + z2 / 2) / (total + z2)
+    half = _NORMAL_95 * np.sqrt(right * (total - right) / total + z2 / 4) / (total + z2)
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from espnet_moe.data.normalize import normalize
 
-_SCRIPTS = {"en": "LATIN", "hi": "DEVANAGARI", "it": "LATIN", "pa": "GURMUKHI", "te": "TELUGU"}
+# The first word of the names that Unicode gives to the letters of a script.
+SCRIPTS = {"en": "LATIN", "hi": "DEVANAGARI", "it": "LATIN", "pa": "GURMUKHI", "te": "TELUGU"}
 
 
 def normalize_mixed(text: str, languages: Sequence[str]) -> str:
@@ -31,7 +32,7 @@ def normalize_mixed(text: str, languages: Sequence[str]) -> str:
     words = []
     for word in text.split():
         scripts = {unicodedata.name(character, "").split(" ")[0] for character in word}
-        fitting = [each for each in languages if _SCRIPTS.get(each) in scripts]
+        fitting = [each for each in languages if SCRIPTS.get(each) in scripts]
         for language in fitting or languages:
             word = normalize(word, language)
         words.append(word)

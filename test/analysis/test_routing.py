@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from espnet_moe.analysis.decodings import DecodedSets
-from espnet_moe.analysis.routing import Switching, routing, spectrogram, wilson
+from espnet_moe.analysis.routing import Switching, routing, spectrogram
 from espnet_moe.errors import UserError
+from espnet_moe.scoring.error_rates import wilson
 
 
 def test_wilson_by_hand():
