@@ -280,4 +280,4 @@ run_stage 14 "package: ${licence:+$expdir/packed/$packed_system.zip}" packing
 run_stage 15 "upload: ${hf_repo:-none}" uploading
 
 log "done in $SECONDS seconds"
-[ $incomplete = false ] || complain "some analyses could not be made: $expdir/report/index.html tells which"
+[ $incomplete = false ] || complain "the report is not complete: $expdir/report/index.html tells what is missing"
