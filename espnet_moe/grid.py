@@ -52,23 +52,46 @@ class Experiment:
         pairs = {**self.options, "expdir": str(self.folder)}
         return "".join(f"--{name}\n{value}\n" for name, value in pairs.items())
 
-    def is_done(self) -> bool:
-        """Whether there are whole results of these very options."""
+    def is_done(self, run_args: str | None = None) -> bool:
+        """Whether there are whole results of these very options.
+
+        Args:
+            run_args: Further words of all experiments, which are to be the same, too; ``None``:
+                whatever they were.
+        """
         done = self.folder / DONE
-        if not done.is_file() or done.read_text(encoding="utf-8") != self.words():
+        if not done.is_file():
+            return False
+        told = done.read_text(encoding="utf-8")
+        if not told.startswith(self.words()) or (
+            run_args is not None and told != self._told(run_args)
+        ):
             return False
         try:
             return not changed_since(self.folder / MANIFEST)
         except UserError:
             return False
 
-    def prepare(self) -> None:
-        """Write the words for run.sh."""
+    def prepare(self, run_args: str = "") -> None:
+        """Write the words for run.sh; what results there are is no longer of them.
+
+        Raises:
+            ConfigError: Where further words would change what tells experiments apart.
+        """
+        own = {f"--{name}" for name in (*self.options, "expdir")}
+        if both := sorted(own & set(run_args.split())):
+            raise ConfigError(
+                f"--run_args has {', '.join(both)}, which the grid sets: leave it out"
+            )
+        (self.folder / DONE).unlink(missing_ok=True)
         write_text(self.folder / WORDS, self.words())
 
-    def finish(self) -> None:
+    def finish(self, run_args: str = "") -> None:
         """Note that the results are of these options."""
-        write_text(self.folder / DONE, self.words())
+        write_text(self.folder / DONE, self._told(run_args))
+
+    def _told(self, run_args: str) -> str:
+        return f"{self.words()}run_args: {run_args}\n"
 
 
 def read_grid(registry: str | Path, grid: str, exp: str | Path) -> list[Experiment]:

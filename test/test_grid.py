@@ -84,6 +84,39 @@ def test_the_recipes_own_grids():
     assert len(files) == 5 == len({(conf.parent / name).read_text() for name in files})
 
 
+@pytest.mark.parametrize(
+    ("recipe", "grid"),
+    [
+        ("mini", "ranks"),
+        *(("multilingual", grid) for grid in ("ranks", "ratios", "domains")),
+    ],
+)
+def test_a_recipe_takes_the_options_of_its_grids(recipe, grid, tmp_path):
+    folder = ROOT / "egs2" / recipe / "moe1"
+    (one, *_) = read_grid(folder / "conf/grid.yaml", grid, tmp_path)
+    one.prepare()
+    words = (one.folder / "options").read_text().splitlines()
+    (tmp_path / "corpora").mkdir()
+    done = subprocess.run(
+        [folder / "run.sh", *words, "--stage", "2", "--stop_stage", "1"],
+        capture_output=True,
+        text=True,
+    )
+    (told,) = done.stderr.splitlines()  # nothing else is wrong
+    assert "there is no stage to run" in told
+
+
+def test_further_words_belong_to_the_results(registry, results, tmp_path):
+    one = read_grid(registry, "ranks", tmp_path / "all")[0]
+    shutil.copytree(results, one.folder)
+    one.finish("--nj 1")
+    assert one.is_done() and one.is_done("--nj 1") and not one.is_done("--nj 1 --context padded")
+    one.prepare("--nj 2")
+    assert not one.is_done()
+    with pytest.raises(ConfigError, match="--run_args has --expdir, --train_args, which the grid"):
+        one.prepare("--train_args x --expdir y --nj 1")
+
+
 def test_in_domain_against_cross_domain(tmp_path, registry):
     registry.write_text(
         "domains: {axes: {trained_on: {read: {mix: 'mls:1 commonvoice:0'}, "

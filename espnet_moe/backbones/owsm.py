@@ -391,8 +391,10 @@ class OwsmBackbone(nn.Module):
         """
         kept = lengths > 0
         if not bool(kept.any()):
-            # ESPnet's constant here has no graph, and is on the CPU wherever the model is.
-            return 0.0 * encoded.hidden.float().sum()
+            # ESPnet's constant here has no graph, and is on the CPU wherever the model is. Where
+            # the branch is trained, other processes expect its gradients from this one, too.
+            own = sum(parameter.float().sum() for parameter in self.s2t.ctc.parameters())
+            return 0.0 * (encoded.hidden.float().sum() + own)
         hidden, frames = encoded.hidden[kept], encoded.lengths[kept]
         text, lengths = text[kept], lengths[kept]
         ctc = self.s2t.ctc

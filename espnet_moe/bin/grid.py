@@ -28,6 +28,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--grid", required=True, help="one of them")
     parser.add_argument("--exp", type=Path, default=Path("exp/grid"), help="of all experiments")
     parser.add_argument("--name", help="finish: of the experiment")
+    parser.add_argument(
+        "--run_args", default="", help="list, finish: further words of all experiments, in one"
+    )
     parser.add_argument("--system", nargs="+", default=["oracle"], help="report: whose WER")
     return parser
 
@@ -42,17 +45,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     experiments = read_grid(args.registry, args.grid, args.exp)
     if args.task == "list":
-        done = [one.name for one in experiments if one.is_done()]
+        done = [one.name for one in experiments if one.is_done(args.run_args)]
         for one in experiments:
             if one.name not in done:
-                one.prepare()
+                one.prepare(args.run_args)
                 print(one.name)
         print(f"{len(done)} of {len(experiments)} experiments are finished", file=sys.stderr)
     elif args.task == "finish":
         by_name = {one.name: one for one in experiments}
         if args.name not in by_name:
             raise ConfigError(f"--name {args.name} is none of {', '.join(by_name)}")
-        by_name[args.name].finish()
+        by_name[args.name].finish(args.run_args)
     else:
         finished = read_finished(experiments)
         if not finished:

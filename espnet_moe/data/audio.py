@@ -126,7 +126,10 @@ def is_stored_as(audio: str | Path, audio_format: str) -> bool:
     source = parse_source(str(audio))
     if not source.whole or Path(source.path).suffix.lower() != f".{audio_format}":
         return False
-    stored = soundfile.info(source.path)
+    try:
+        stored = soundfile.info(source.path)
+    except soundfile.LibsndfileError:  # of another format than its name says
+        return False
     return (
         stored.format == audio_format.upper()
         and stored.subtype == "PCM_16"

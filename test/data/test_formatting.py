@@ -427,6 +427,14 @@ def test_a_file_that_is_not_as_it_should_be_is_written(tmp_path, tone, change):
     assert (written.samplerate, written.subtype) == (16000, "PCM_16")
 
 
+def test_a_file_of_another_format_than_its_name_says(tmp_path, tone, write_audio):
+    audio = plain(tmp_path, tone)
+    write_audio(tmp_path / "x.m4a", tone(1.0, 16000), 16000).rename(audio)
+    assert format_datadir(tmp_path / "set", tmp_path / "dump").kept == 1
+    (utterance,) = load_datadir(tmp_path / "dump").utterances
+    assert utterance.audio.startswith(f"{tmp_path}/dump/data/")
+
+
 def test_a_source_that_changed_is_looked_at_again(tmp_path, tone):
     audio = plain(tmp_path, tone)
     format_datadir(tmp_path / "set", tmp_path / "dump")

@@ -37,7 +37,13 @@ while [ $# -gt 0 ]; do
     case $1 in --*) key=${1#--} ;; *) value[$key]+="$1 " ;; esac
     shift
 done
-datadir() { mkdir -p "$1" && echo "u-1 /x.wav" >"$1/wav.scp" && echo "u-1 ciao" >"$1/text"; }
+datadir() {
+    mkdir -p "$1" && echo "u-1 /x.wav" >"$1/wav.scp" && echo "u-1 ciao" >"$1/text"
+    local lang
+    for lang in hi it; do
+        [[ _$(basename "$1")_ != *_${lang}_* ]] || echo "u-1 $lang" >"$1/utt2lang"
+    done
+}
 case $verb in
     format_audio) for dir in ${value[in]}; do datadir "${value[out]% }/$(basename "$dir")"; done ;;
     combine_data) datadir ${value[out]} ;;
@@ -248,6 +254,52 @@ def test_packages(recipe: Recipe) -> None:
     assert "--repo me/it --dry_run true" in recipe.line("upload ")
     recipe.run(*words, "--hf_repo", "me/it", "--packed_system", "joint", "--upload", "true")
     assert recipe.did() == ["upload"] and "--dry_run false" in recipe.line("upload ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--further_tests", "kathbath:test_noisy"], "the oracle of clusters knows no --further"),
+        (["--experts_from", "."], "--experts_from is for experts by language"),
+        (
+            ["--licence", "moe.sh", "--packed_system", "oracle"],
+            "the oracle of clusters cannot be packed",
+        ),
+    ],
+)
+def test_what_clusters_cannot(recipe: Recipe, words: list[str], message: str) -> None:
+    done = recipe.run(*MIXTURE, "--experts_by", "kmeans", *words)
+    assert done.returncode == 2 and message in done.stderr
+    assert recipe.did() == []
+
+
+def test_packages_of_languages_and_of_clusters_lie_side_by_side(recipe: Recipe) -> None:
+    words = [*MIXTURE, "--licence", "moe.sh"]
+    assert recipe.run(*words).returncode == 0
+    assert recipe.run(*words, "--experts_by", "kmeans").returncode == 0
+    packed = {path.name for path in (recipe.folder / "exp/name/packed").iterdir()}
+    assert packed == {"hard.zip", "hard_kmeans.zip"}
+
+
+def test_an_analysis_that_fails_leaves_nothing_old(recipe: Recipe) -> None:
+    recipe.always = []
+    assert recipe.run(*MIXTURE).returncode == 0
+    assert (recipe.folder / "exp/name/analysis/layers.json").exists()
+    recipe.write("conf/train_expert.yaml", "rank: 9\n")
+    assert recipe.run(*MIXTURE, fail="analyze layers").returncode == 2
+    assert not (recipe.folder / "exp/name/analysis/layers.json").exists()
+
+
+def test_sets_of_several_languages_have_no_base(recipe: Recipe) -> None:
+    recipe.write("conf/train_finetune.yaml", "optim: adamw\n")
+    words = ["--finetune_config", "conf/train_finetune.yaml"]
+    assert recipe.run(*words, "--stop_stage", "9").returncode == 0
+    mixed = recipe.folder / "dump/raw/test_hi/utt2lang"
+    mixed.write_text("u-1 hi\nu-2 it\n")
+    done = recipe.run(*words, "--systems", "baseline finetune_full")
+    assert done.returncode == 2
+    assert "finetune_full cannot decode test_hi, whose languages are hi it" in done.stderr
+    assert "decode" not in recipe.did()
 
 
 def test_bases_to_compare_with(recipe: Recipe) -> None:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Run a grid of experiments that conf/grid.yaml lists, each in exp/grid/<grid>/<name>; what is finished is
-# skipped, and the same call goes on after an interruption.
+# skipped, and the same call goes on after an interruption. What is not looked at are the files that options
+# name: after a change of conf/train_expert.yaml, say, remove exp/grid/<grid>/*/options.done.
 #   ./grid.sh --grid ranks --run_args "--corpus_dir /corpora"                # one after the other
 #   ./grid.sh --grid ranks --cmd_backend slurm --ngpu 1 --max_jobs_run 8     # an array of jobs
 #   ./grid.sh --grid ranks --report true                                     # tables and a picture
@@ -26,13 +27,14 @@ of_grid=(--registry "$registry" --grid "$grid" --exp "$exp")
 if [ $report = true ]; then
     exec python3 -m espnet_moe.bin.grid report "${of_grid[@]}" --system $system
 fi
-names=$(python3 -m espnet_moe.bin.grid list "${of_grid[@]}")
+names=$(python3 -m espnet_moe.bin.grid list "${of_grid[@]}" "--run_args=$run_args")
 if [ -n "$names" ]; then
     log "running $(wc -l <<<"$names") experiments, logs: $exp/$grid/<name>/run.log"
     # The first makes the data that the others share. $cuda_cmd is a command with options.
     # shellcheck disable=SC2086,SC2154
     $cuda_cmd --gpu "$ngpu" --max-jobs-run "$max_jobs_run" NAME="$(join , $names)" \
         "$exp/$grid/NAME/run.log" utils/run_with.sh "$exp/$grid/NAME/options" --ngpu "$ngpu" $run_args \
-        \&\& python3 -m espnet_moe.bin.grid finish "${of_grid[@]}" --name NAME
+        \&\& python3 -m espnet_moe.bin.grid finish "${of_grid[@]}" --name NAME \
+        "--run_args=$run_args"
 fi
 python3 -m espnet_moe.bin.grid report "${of_grid[@]}" --system $system

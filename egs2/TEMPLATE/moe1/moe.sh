@@ -162,6 +162,14 @@ check_options() {
             problems+=("the system $name needs a router: --routers NAME, of conf/train_NAME.yaml")
         fi
     done
+    if [ "$experts_by" != language ]; then
+        [ -z "$further_tests" ] || ! listed oracle $systems ||
+            problems+=("the oracle of clusters knows no --further_tests: leave it, or them, out")
+        [ -z "$experts_from" ] ||
+            problems+=("--experts_from is for experts by language: others' clusters are not one's own")
+        [ -z "$licence" ] || [ "$packed_system" != oracle ] ||
+            problems+=("the oracle of clusters cannot be packed: nobody else has its assignment")
+    fi
     [ -z "$experts_from" ] || [ -d "$experts_from" ] ||
         problems+=("--experts_from $experts_from does not exist: train the experts there first")
     [ -z "$licence" ] || [ -f "$licence" ] || problems+=("--licence $licence does not exist")
@@ -276,7 +284,7 @@ if [ "$skip_analysis" = false ]; then
     run_stage 12 "analyses in $expdir/analysis" analysis
     run_stage 13 "report in $expdir/report/index.html" report
 fi
-run_stage 14 "package: ${licence:+$expdir/packed/$packed_system.zip}" packing
+run_stage 14 "package: ${licence:+in $expdir/packed}" packing
 run_stage 15 "upload: ${hf_repo:-none}" uploading
 
 log "done in $SECONDS seconds"

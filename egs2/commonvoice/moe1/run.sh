@@ -8,7 +8,7 @@ size=$(utils/backbone_size.sh "$@")
 # Whisper and OWSM have learned with 30 s of context; without it their baseline would be none.
 context=$([ "$size" = mini ] && echo variable || echo padded)
 
-./moe.sh \
+exec ./moe.sh \
     --langs "hi it pa te" \
     --sources "hi:commonvoice it:commonvoice pa:commonvoice te:commonvoice" \
     --backbone openai/whisper-small \

@@ -9,7 +9,7 @@ cd "$(dirname "$0")"
 of_base=() # what a base wants besides, wherever its folder is
 [[ ! " $* " =~ " --backbone "([^ ]*/)?"owsm_mini " ]] || of_base=(--config conf/owsm_mini.conf)
 
-./moe.sh "${of_base[@]}" \
+exec ./moe.sh "${of_base[@]}" \
     --langs "hi it pa te" \
     --sources "hi:commonvoice,kathbath it:commonvoice,mls pa:commonvoice,kathbath te:commonvoice,kathbath" \
     --backbone whisper_mini \

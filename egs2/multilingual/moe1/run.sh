@@ -9,7 +9,7 @@ size=$(utils/backbone_size.sh "$@")
 # Whisper and OWSM have learned with 30 s of context; without it their baseline would be none.
 context=$([ "$size" = mini ] && echo variable || echo padded)
 
-./moe.sh \
+exec ./moe.sh \
     --langs "hi it pa te" \
     --sources "hi:kathbath,commonvoice it:mls,commonvoice pa:kathbath,commonvoice te:kathbath,commonvoice" \
     --test_sets_by corpus \

@@ -51,6 +51,8 @@ analysis() { # stage 12
         words_of "$name" >"$logs/analyze_$name.args"
         to_do "$expdir/.done/stage12_$name.json" --inputs "${from[@]}" "$logs/analyze_$name.args" \
             --outputs "$expdir/analysis/$name.json" || continue
+        # What comes to nothing now must not be told with what an earlier run has found.
+        rm -f "$expdir/analysis/$name."* "$expdir/analysis/${name}_"*
         pending+=("$name")
     done
     [ ${#pending[@]} -gt 0 ] || return 0

@@ -60,16 +60,31 @@ family_tree() {
 print((conf.get("routing") or {}).get("tree") or "")' "$inference_config"
 }
 
+# language_of SET: the one that it has; those of a mixed one.
+language_of() { cut -d ' ' -f 2 "$raw/$1/utt2lang" | sort -u | tr '\n' ' '; }
+
 # bases_of SYSTEM: of its base, or its bases, "base set set ...", a line each.
 bases_of() {
-    local lang
+    local lang set own
     if ! listed "$1" $FINETUNED; then
         echo "$backbone" $(sets_of "$1")
-    else
-        for lang in $langs; do
-            echo "$expdir/$1_$lang/backbone" $(each '%s\n' $(sets_of "$1") | grep -E "(^|_)$lang(_|$)")
-        done
+        return
     fi
+    for lang in $langs; do
+        own=()
+        for set in $(sets_of "$1"); do [ "$(language_of "$set")" != "$lang " ] || own+=("$set"); done
+        [ ${#own[@]} = 0 ] || echo "$expdir/$1_$lang/backbone" "${own[@]}"
+    done
+}
+
+# require_bases SYSTEM: a base that was fine-tuned is of one language, and so are its sets.
+require_bases() {
+    local set
+    listed "$1" $FINETUNED || return 0
+    for set in $(sets_of "$1"); do
+        listed "$(language_of "$set" | tr -d ' ')" $langs ||
+            complain "$1 cannot decode $set, whose languages are $(language_of "$set")"
+    done
 }
 
 # write_shares SYSTEM: the options of its jobs; adds them to `shares`.
@@ -91,6 +106,7 @@ write_shares() {
 decoding() { # stage 10
     local system out sets shares=() pending=() options folders failed=0
     for system in $(all_systems); do
+        require_bases "$system"
         parts_of "$system"
         sets=($(sets_of "$system"))
         out=$expdir/$(name_of "$system")/$inference_tag

@@ -10,18 +10,19 @@ packed_parts() {
 }
 
 packing() { # stage 14
-    local options folders
+    local options folders package
     [ -n "$licence" ] || return 0
+    package=$expdir/packed/$(name_of "$packed_system").zip
     packed_parts >"$logs/pack.args"
-    to_do "$expdir/.done/stage14.json" --inputs "${backbone_files[@]}" "${folders[@]}" \
+    to_do "$expdir/.done/stage14_$(name_of "$packed_system").json" --inputs "${backbone_files[@]}" "${folders[@]}" \
         "$licence" "$inference_config" "$expdir/RESULTS.md" "$logs/pack.args" \
-        --outputs "$expdir/packed/$packed_system.zip" || return 0
-    rm -f "$expdir/packed/$packed_system.zip"
+        --outputs "$package" || return 0
+    rm -f "$package"
     mkdir -p "$expdir/packed"
     $decode_cmd --gpu "$inference_gpus" "$logs/pack.log" $python -m espnet_moe.bin.pack model \
-        "@$logs/pack.args" --out "$expdir/packed/$packed_system.zip"
-    finish "$expdir/.done/stage14.json"
-    log "packed: $expdir/packed/$packed_system.zip"
+        "@$logs/pack.args" --out "$package"
+    finish "$expdir/.done/stage14_$(name_of "$packed_system").json"
+    log "packed: $package"
 }
 
 uploading() { # stage 15

@@ -12,7 +12,8 @@
 #                      option mem=* --mem $0     an option with any value, which $0 stands for
 #                      option gpu=0              an option with this value; it comes before *
 #                      default gpu=0             where the command line does not say
-# --after ID:ID      start when these jobs have gone well, and never if one has not
+# --after ID:ID      start when these jobs have gone well, and never if one has not; any:ID:ID: when
+#                    they have ended, however
 # --detach true      do not wait: print the number of the job ("option detach=true" may add to it)
 # --gpu, --mem, --name, --num-nodes, --num-threads, --time: as that file says
 #
@@ -98,7 +99,8 @@ sub submission {
         # The value is one word, whatever is in it.
         push @words, map { s/\$0/$value/g; $_ } split " ", $words;
     }
-    push @words, "--dependency", "afterok:$after", "--kill-on-invalid-dep=yes" if $after;
+    push @words, "--dependency", $after =~ /^any:/ ? "after$after" : "afterok:$after",
+        "--kill-on-invalid-dep=yes" if $after;
     $job->{most} = $most;
     return @words;
 }

@@ -19,7 +19,7 @@ submit_stages() {
 work_of() {
     case $1 in
         7) echo "$routers" ;;
-        8) [ -n "$experts_from" ] || echo yes ;;
+        8) [ -n "$experts_from" ] && [ -z "$(finetuned_systems)" ] || echo yes ;;
         9) echo "$joint_config" ;;
         12 | 13) [ "$skip_analysis" = true ] || echo yes ;;
         14) echo "$licence" ;;
@@ -49,8 +49,9 @@ submit_stage() {
     id=$($launcher "${options[@]}" $array "$log" \
         ./moe.sh --config "$folder/options" --stage "$1" --stop_stage "$1" "${words[@]}")
     echo "$id $1 $log" >>"$folder/jobs"
-    echo "job $id: stage $1${array:+, an array over ${only_experts:-$langs}}${after:+, after $after}"
-    after=$id
+    echo "job $id: stage $1${array:+, an array over ${only_experts:-$langs}}${after:+, after ${after#any:}}"
+    # What could not be analysed is told by the report; neither keeps a model from being packed.
+    after=$(listed "$1" 12 13 && echo any: || true)$id
 }
 
 # write_options: what every job of the chain has in common, for --config.
