@@ -23,6 +23,7 @@ REQUIRES = [
     "sentencepiece",
     "loralib",
     "safetensors",
+    "huggingface_hub",
     "soundfile",
     "soxr",
     "av",  # m4a

@@ -91,16 +91,32 @@ def write_manifest(path: Path, files: Sequence[Path]) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def manifest_names(path: Path) -> list[str]:
+    """The files that a manifest names, relative to its folder.
+
+    Raises:
+        UserError: See :func:`changed_since`.
+    """
+    return list(_read_digests(path))
+
+
 def changed_since(path: Path) -> list[str]:
     """Files that a manifest names and that are gone or are others now.
 
     Raises:
         UserError: Where the manifest is missing, as after a killed write, or cannot be read.
     """
+    digests = _read_digests(path)
+    files = {name: path.parent / name for name in digests}
     try:
-        digests = json.loads(path.read_text(encoding="utf-8"))["sha256"]
-        files = {name: path.parent / name for name in digests}
         return [n for n, f in files.items() if not f.is_file() or sha256(f) != digests[n]]
+    except OSError as error:
+        raise UserError(f"{path}: what it names cannot be read ({error})") from error
+
+
+def _read_digests(path: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["sha256"])
     except FileNotFoundError:
         raise UserError(f"{path}, which is written last, is missing: run that step again") from None
     except (OSError, ValueError, KeyError, TypeError) as error:

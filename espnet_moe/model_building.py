@@ -8,7 +8,8 @@ from typing import Any
 from espnet_moe.backbones.protocol import Backbone
 from espnet_moe.config import ConfigError, build_options
 from espnet_moe.experts.expert_files import load_experts
-from espnet_moe.experts.expert_set import ExpertSet, LoRAOptions
+from espnet_moe.experts.expert_set import ExpertSet
+from espnet_moe.experts.kinds import ExpertOptions
 from espnet_moe.model import (
     AugmentOptions,
     ESPnetMoEModel,
@@ -23,7 +24,9 @@ from espnet_moe.routing.router_files import load_router
 from espnet_moe.routing.routers import Router, RouterOptions
 
 
-def build_experts(args: argparse.Namespace, backbone: Backbone, options: LoRAOptions) -> ExpertSet:
+def build_experts(
+    args: argparse.Namespace, backbone: Backbone, options: ExpertOptions
+) -> ExpertSet:
     """New experts, or those of ``--init_experts`` in the order of ``--experts``.
 
     Raises:

@@ -25,7 +25,7 @@ from espnet2.utils.types import float_or_none, int_or_none, str2bool, str_or_non
 from espnet_moe import model_building, phases, provenance, tracking, training_setup
 from espnet_moe.backbones.loading import BackboneOptions, load_tokens
 from espnet_moe.config import ConfigError, build_options
-from espnet_moe.experts.expert_set import LoRAOptions
+from espnet_moe.experts.kinds import known_kinds
 from espnet_moe.interruption import leaving_together
 from espnet_moe.model import (
     PRECISIONS,
@@ -35,8 +35,8 @@ from espnet_moe.model import (
     TrainedModel,
 )
 from espnet_moe.preprocessing import BalancedSampler, Preprocessor
+from espnet_moe.routing.networks import known_networks
 from espnet_moe.routing.oracle import OracleRouter
-from espnet_moe.routing.routers import NETWORKS
 from espnet_moe.schedulers import LinearWarmupDecay
 from espnet_moe.trainer import Trainer
 from espnet_moe.training_data import (
@@ -57,8 +57,10 @@ backbone_choices = ClassChoices(
     {"auto": BackboneOptions, "whisper": BackboneOptions},
     default="auto",
 )
-expert_choices = ClassChoices("expert", {"lora": LoRAOptions}, default="lora")
-router_choices = ClassChoices("router", {"oracle": OracleRouter, **NETWORKS}, default="oracle")
+expert_choices = ClassChoices("expert", known_kinds(), default="lora")
+router_choices = ClassChoices(
+    "router", {"oracle": OracleRouter, **known_networks()}, default="oracle"
+)
 specaug_choices = ClassChoices(
     "specaug", {"specaug": SpecAug}, type_check=AbsSpecAug, default=None, optional=True
 )

@@ -224,13 +224,13 @@ def test_a_grid_goes_on_where_it_failed(recipe):
     assert "4 / 8 failed" in done.stderr
     called = (folder / "called").read_text().splitlines()
     assert len(called) == 8 and all(line.endswith("--ngpu 0 --nj 1") for line in called)
-    done = run("--max_jobs_run", "2")
+    done = run("--max_jobs_run", "2", "--run_args", "--nj 1")
     assert done.returncode == 0, done.stderr
     assert "4 of 8 experiments are finished" in done.stderr
     again = (folder / "called").read_text().splitlines()[8:]
     assert len(again) == 4 and all("--langs it" in line for line in again)
     assert "8 of 8 experiments are finished" in done.stdout
-    done = run()
+    done = run("--run_args", "--nj 1")
     assert done.returncode == 0 and len((folder / "called").read_text().splitlines()) == 12
     report = (folder / "exp/grid/ranks/report.md").read_text()
     assert "|backbone|langs|set|baseline|rank 4|rank 16|" in report

@@ -27,6 +27,7 @@ from espnet_moe.backbones.owsm_tokens import OwsmTokens
 from espnet_moe.backbones.protocol import CONTEXTS, IGNORE, Augment
 from espnet_moe.errors import UserError
 from espnet_moe.experts.gates import current_gates, use_gates
+from espnet_moe.experts.kinds import names_of_experts
 
 if TYPE_CHECKING:
     from espnet2.s2t.espnet_model import ESPnetS2TModel
@@ -142,9 +143,9 @@ class OwsmBackbone(nn.Module):
 
     def digest(self) -> str:
         """SHA-256 over names, shapes and values (fp32) of the base weights, experts excluded."""
-        sha = hashlib.sha256()
+        sha, experts = hashlib.sha256(), names_of_experts(self.s2t)
         for name, tensor in sorted(self.s2t.state_dict().items()):
-            if ".lora_" in name:
+            if name in experts:
                 continue
             sha.update(f"{name.replace('.base.', '.')} {tuple(tensor.shape)}\n".encode())
             sha.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())

@@ -27,6 +27,7 @@ from espnet_moe.backbones.protocol import CONTEXTS, IGNORE, Augment
 from espnet_moe.backbones.whisper_tokens import WhisperTokens
 from espnet_moe.errors import UserError
 from espnet_moe.experts.gates import current_gates, use_gates
+from espnet_moe.experts.kinds import names_of_experts
 
 
 class WhisperBackbone(nn.Module):
@@ -127,9 +128,9 @@ class WhisperBackbone(nn.Module):
 
     def digest(self) -> str:
         """SHA-256 over names, shapes and values (fp32) of the base weights, experts excluded."""
-        sha = hashlib.sha256()
+        sha, experts = hashlib.sha256(), names_of_experts(self.hf)
         for name, tensor in sorted(self.hf.state_dict().items()):
-            if ".lora_" in name or name == "proj_out.weight":
+            if name in experts or name == "proj_out.weight":
                 continue
             sha.update(f"{name.replace('.base.', '.')} {tuple(tensor.shape)}\n".encode())
             sha.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())

@@ -114,9 +114,10 @@ def experts(args: argparse.Namespace) -> int:
 
 def _expert_line(name: str, manifest: dict) -> str:
     options, metrics = manifest["options"], manifest.get("metrics", {})
+    size = f"rank {options['rank']}" if "rank" in options else manifest["kind"]
     line = (
         f"{name}\tlanguages {' '.join(manifest.get('languages', ())) or 'unknown'}\t"
-        f"rank {options['rank']}\t{' '.join(options['targets'])} ({options['where']})\t"
+        f"{size}\t{' '.join(options['targets'])} ({options['where']})\t"
         f"base {manifest['base_digest'][:12]}"
     )
     return line + (f"\tvalidation WER {metrics['wer']:.1f} %" if "wer" in metrics else "")

@@ -4,7 +4,7 @@
 expert_hi/
   adapter_config.json         PEFT's configuration (huggingface/peft ``LoraConfig``)
   adapter_model.safetensors   base_model.model.<module>.lora_{A,B}.weight
-  expert.json                 base digest, languages, data, normaliser, commit, metrics
+  expert.json                 kind, base digest, languages, data, normaliser, commit, metrics
 ```
 """
 
@@ -19,8 +19,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from espnet_moe import extensions
 from espnet_moe.errors import UserError
-from espnet_moe.experts.expert_set import ExpertError, ExpertSet, LoRAOptions
+from espnet_moe.experts.expert_set import ExpertError, ExpertSet
+from espnet_moe.experts.kinds import ExpertOptions, kind_of, known_kinds
 from espnet_moe.files import atomic, sha256
 
 CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "expert.json"
@@ -46,24 +48,23 @@ def save_expert(
     for rest in (beside, old):
         shutil.rmtree(rest, ignore_errors=True)
     config = {
-        "peft_type": "LORA",
+        **options.peft_config(),
         "task_type": None,
         "base_model_name_or_path": facts.get("backbone"),
-        "r": options.rank,
-        "lora_alpha": options.alpha,
-        "lora_dropout": options.dropout,
         "target_modules": sorted(experts.layers),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "use_rslora": False,
-        "use_dora": False,
         "inference_mode": True,
     }
     tensors = {
         f"{_PREFIX}{key}.weight": value.contiguous().cpu()
         for key, value in experts.state(name).items()
     }
-    facts = {"name": name, "base_digest": base_digest, "options": asdict(options), **facts}
+    facts = {
+        "kind": kind_of(options),
+        "name": name,
+        "base_digest": base_digest,
+        "options": asdict(options),
+        **facts,
+    }
     try:
         _write_parts(beside, tensors, config, facts)
     except UserError as error:
@@ -87,7 +88,7 @@ def _write_parts(
         save_file(dict(tensors), path, metadata={"format": "pt"})
     _write_json(folder / CONFIG, config)
     hashes = {name: sha256(folder / name) for name in (WEIGHTS, CONFIG)}
-    _write_json(folder / MANIFEST, {"format": FORMAT, "kind": "lora", "sha256": hashes, **facts})
+    _write_json(folder / MANIFEST, {"format": FORMAT, "sha256": hashes, **facts})
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -115,10 +116,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise ExpertError(f"{folder / MANIFEST} is not JSON: {error}") from error
     if not isinstance(manifest, dict):
         raise ExpertError(f"{folder / MANIFEST} holds no manifest of an expert")
-    if manifest.get("format") != FORMAT or manifest.get("kind") != "lora":
+    if manifest.get("format") != FORMAT or manifest.get("kind") not in known_kinds():
         raise ExpertError(
             f"{folder}: kind {manifest.get('kind')}, format {manifest.get('format')}; "
-            f"this version reads kind lora, format {FORMAT}"
+            f"this version reads kind {', '.join(known_kinds())}, format {FORMAT}; kinds from "
+            f"outside are named in {extensions.VARIABLE}"
         )
     if lost := [key for key in ("base_digest", "options", "sha256") if key not in manifest]:
         raise ExpertError(f"{folder / MANIFEST} is incomplete: it has no {', '.join(lost)}")
@@ -192,8 +194,9 @@ def require_same_base(
         )
 
 
-def _options(manifest: Mapping[str, Any]) -> LoRAOptions:
-    known: Sequence[str] = list(LoRAOptions.__dataclass_fields__)
+def _options(manifest: Mapping[str, Any]) -> ExpertOptions:
+    kind = known_kinds()[manifest["kind"]]
+    known: Sequence[str] = list(kind.__dataclass_fields__)
     if unknown := sorted(set(manifest["options"]) - set(known)):
         raise ExpertError(f"expert options {', '.join(unknown)} are unknown to this version")
-    return LoRAOptions(**manifest["options"])
+    return kind(**manifest["options"])

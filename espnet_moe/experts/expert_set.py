@@ -4,19 +4,17 @@ import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from espnet_moe.errors import UserError
 from espnet_moe.experts.gates import Gates, use_gates
-from espnet_moe.experts.lora import LoRALinear
+from espnet_moe.experts.kinds import ExpertError, ExpertLayer, ExpertOptions
+from espnet_moe.experts.lora import LoRAOptions
 
-
-class ExpertError(UserError):
-    """An expert that cannot be made, loaded or used here."""
+__all__ = ["ExpertError", "ExpertHost", "ExpertSet", "LoRAOptions", "find_targets"]
 
 
 class ExpertHost(Protocol):
@@ -34,53 +32,13 @@ class ExpertHost(Protocol):
         """Part (``encoder``, ``decoder``) and number of the layer that a module is in."""
 
 
-@dataclass(frozen=True)
-class LoRAOptions:
-    r"""Which layers get LoRA experts, and how large.
-
-    Attributes:
-        targets: Names of linear layers: the last part of the module name (``q_proj``) or, with
-            dots, its last parts (``cgmlp.channel_proj2``) or a regular expression for the whole
-            (``.*encoder_attn\.k_proj``); ``all-linear`` for every one in a layer. None: the
-            backbone's default, the attentions' queries and values.
-        where: ``encoder``, ``decoder`` or ``both``.
-        first_layer: Encoder layer ``k`` from which on experts act; the router reads below it.
-        rank: Rank of the updates.
-        alpha: Updates are scaled by ``alpha / rank``.
-        dropout: On the input of the updates, in training.
-    """
-
-    targets: tuple[str, ...] = ()
-    where: str = "both"
-    first_layer: int = 0
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "targets", tuple(self.targets))
-        wrong = []
-        if self.where not in ("encoder", "decoder", "both"):
-            wrong.append(f"where is encoder, decoder or both, not '{self.where}'")
-        if not isinstance(self.rank, int) or self.rank < 1:
-            wrong.append(f"rank is a positive integer, not {self.rank}")
-        if not self.alpha > 0:
-            wrong.append(f"alpha is positive, not {self.alpha}")
-        if not 0 <= self.dropout < 1:
-            wrong.append(f"dropout is in [0, 1), not {self.dropout}")
-        if self.first_layer < 0:
-            wrong.append(f"first_layer is 0 or more, not {self.first_layer}")
-        if wrong:
-            raise ExpertError("; ".join(wrong))
-
-
-def find_targets(host: ExpertHost, options: LoRAOptions) -> list[str]:
+def find_targets(host: ExpertHost, options: ExpertOptions) -> list[str]:
     """Names of the linear layers that the options choose.
 
     Raises:
         ExpertError: Where a target matches nothing; the message lists what exists.
     """
-    linear = [n for n, m in host.network.named_modules() if isinstance(m, nn.Linear | LoRALinear)]
+    linear = [n for n, m in host.network.named_modules() if isinstance(m, nn.Linear | ExpertLayer)]
     linear = [n for n in linear if not n.endswith(".base") and host.layer_of(n) is not None]
     chosen, unmatched = set(), []
     for target in options.targets or host.default_targets:
@@ -117,7 +75,7 @@ def _matches(target: str, name: str) -> bool:
     return name.rsplit(".", 1)[-1] == target
 
 
-def _is_inside(host: ExpertHost, name: str, options: LoRAOptions) -> bool:
+def _is_inside(host: ExpertHost, name: str, options: ExpertOptions) -> bool:
     place = host.layer_of(name)
     if place is None:
         return False
@@ -134,17 +92,17 @@ class ExpertSet:
     ``state_dict()``.
 
     Args:
-        host: The backbone; its chosen layers are replaced by :class:`LoRALinear`, its own
-            parameters are frozen.
-        options: Which layers, and how large; one for all experts or one an expert (their targets
-            may differ only in rank, alpha).
+        host: The backbone; its chosen layers are replaced by those of the experts' kind
+            (:class:`LoRALinear`), its own parameters are frozen.
+        options: Which layers, and how large; one for all experts or one an expert (of one kind and
+            in the same layers).
         names: The experts, in the order of the gates.
     """
 
     def __init__(
         self,
         host: ExpertHost,
-        options: LoRAOptions | Mapping[str, LoRAOptions],
+        options: ExpertOptions | Mapping[str, ExpertOptions],
         names: Sequence[str],
     ) -> None:
         self.names = tuple(names)
@@ -160,19 +118,14 @@ class ExpertSet:
         self._require_same_layers()
         first = self.options[self.names[0]]
         host.network.requires_grad_(False)
-        self.layers: dict[str, LoRALinear] = {}
+        self.layers: dict[str, ExpertLayer] = {}
         for name in find_targets(host, first):
             parent_name, _, leaf = name.rpartition(".")
             parent = host.network.get_submodule(parent_name)
             base = getattr(parent, leaf)
-            if isinstance(base, LoRALinear):
+            if isinstance(base, ExpertLayer):
                 raise ExpertError(f"{name} holds experts already: a backbone takes one expert set")
-            layer = LoRALinear(
-                base,
-                [o.rank for o in self.options.values()],
-                [o.alpha for o in self.options.values()],
-                first.dropout,
-            )
+            layer = first.layer(base, list(self.options.values()))
             setattr(parent, leaf, layer)
             self.layers[name] = layer
         if not self.layers:
@@ -205,15 +158,15 @@ class ExpertSet:
             setattr(host.network.get_submodule(parent_name), leaf, layer.merged(e))
 
     def _require_same_layers(self) -> None:
-        def place(o: LoRAOptions) -> dict[str, object]:
-            return {k: v for k, v in asdict(o).items() if k not in ("rank", "alpha", "dropout")}
+        def place(o: ExpertOptions) -> tuple[object, ...]:
+            return type(o), o.targets, o.where, o.first_layer
 
         first = place(self.options[self.names[0]])
         other = [n for n, o in self.options.items() if place(o) != first]
         if other:
             raise ExpertError(
                 f"experts of one set act in the same layers, but {', '.join(other)} "
-                f"differ from {self.names[0]} in targets, where or first_layer"
+                f"differ from {self.names[0]} in kind, targets, where or first_layer"
             )
 
     def __len__(self) -> int:
@@ -231,7 +184,7 @@ class ExpertSet:
 
     def parameters(self) -> list[nn.Parameter]:
         """All parameters of all experts."""
-        return [p for layer in self.layers.values() for p in (layer.lora_A, layer.lora_B)]
+        return [p for layer in self.layers.values() for p in layer.expert_parameters()]
 
     def one_hot(self, names: Sequence[str], device: torch.device) -> Gates:
         """Gates that give row ``i`` the expert ``names[i]``."""
@@ -262,13 +215,16 @@ class ExpertSet:
         return replace(gates, off=gates.off | {self.layers[name] for name in layers})
 
     def state(self, name: str) -> dict[str, torch.Tensor]:
-        """An expert's ``<layer>.lora_A`` ``(rank, in)`` and ``<layer>.lora_B`` ``(out, rank)``."""
+        """An expert's tensors by ``<layer>.<name>``, such as ``….q_proj.lora_A (rank, in)``."""
+        return {key: view.detach().clone() for key, view in self._views(name).items()}
+
+    def _views(self, name: str) -> dict[str, torch.Tensor]:
         e = self.index(name)
-        found = {}
-        for layer_name, layer in self.layers.items():
-            found[f"{layer_name}.lora_A"] = layer.A(e).detach().clone()
-            found[f"{layer_name}.lora_B"] = layer.B(e).detach().clone()
-        return found
+        return {
+            f"{layer_name}.{key}": view
+            for layer_name, layer in self.layers.items()
+            for key, view in layer.tensors(e).items()
+        }
 
     @torch.no_grad()
     def load_state(self, name: str, state: Mapping[str, torch.Tensor]) -> None:
@@ -277,12 +233,7 @@ class ExpertSet:
         Raises:
             ExpertError: For missing, unexpected or misshapen tensors; nothing is changed then.
         """
-        e = self.index(name)
-        wanted = {
-            f"{layer_name}.{side}": view
-            for layer_name, layer in self.layers.items()
-            for side, view in (("lora_A", layer.A(e)), ("lora_B", layer.B(e)))
-        }
+        wanted = self._views(name)
         problems = []
         if missing := sorted(wanted.keys() - state.keys()):
             problems.append(f"{len(missing)} tensors are missing, e.g. {missing[0]}")

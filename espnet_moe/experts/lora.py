@@ -2,15 +2,66 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from espnet_moe.experts.gates import Gates, current_gates
+from espnet_moe.experts.kinds import KINDS, ExpertLayer, ExpertOptions
 
 
-class LoRALinear(nn.Module):
+@dataclass(frozen=True)
+class LoRAOptions(ExpertOptions):
+    """Which layers get LoRA experts, and how large.
+
+    Attributes:
+        rank: Rank of the updates.
+        alpha: Updates are scaled by ``alpha / rank``.
+        dropout: On the input of the updates, in training.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, empty where nothing is."""
+        wrong = super().problems()
+        if not isinstance(self.rank, int) or self.rank < 1:
+            wrong.append(f"rank is a positive integer, not {self.rank}")
+        if not self.alpha > 0:
+            wrong.append(f"alpha is positive, not {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            wrong.append(f"dropout is in [0, 1), not {self.dropout}")
+        return wrong
+
+    @classmethod
+    def layer(cls, base: nn.Linear, each: Sequence[Any]) -> ExpertLayer:
+        """The fused layer."""
+        ranks, alphas = [o.rank for o in each], [o.alpha for o in each]
+        return LoRALinear(base, ranks, alphas, each[0].dropout)
+
+    def peft_config(self) -> dict[str, Any]:
+        """PEFT's ``LoraConfig``."""
+        return {
+            **super().peft_config(),
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "use_rslora": False,
+            "use_dora": False,
+        }
+
+
+KINDS["lora"] = LoRAOptions
+
+
+class LoRALinear(ExpertLayer):
     """A frozen linear layer with the low-rank updates of all experts beside it.
 
     ``y = base(x) + ((dropout(x) Aᵀ) ⊙ gates·scale) Bᵀ`` with ``A (Σr, in)``, ``B (out, Σr)``: the
@@ -30,9 +81,7 @@ class LoRALinear(nn.Module):
     def __init__(
         self, base: nn.Linear, ranks: Sequence[int], alphas: Sequence[float], dropout: float = 0.0
     ) -> None:
-        super().__init__()
-        self.base = base
-        base.requires_grad_(False)
+        super().__init__(base)
         self.ranks = tuple(ranks)
         self.dropout = dropout
         total, device = sum(ranks), base.weight.device
@@ -47,26 +96,6 @@ class LoRALinear(nn.Module):
         self.scale: torch.Tensor
         self.owner: torch.Tensor
 
-    @property
-    def in_features(self) -> int:
-        """Size of the input."""
-        return self.base.in_features
-
-    @property
-    def out_features(self) -> int:
-        """Size of the output."""
-        return self.base.out_features
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The base weight ``(out, in)``, as callers of the wrapped layer expect it."""
-        return self.base.weight
-
-    @property
-    def bias(self) -> torch.Tensor | None:
-        """The base bias ``(out,)``."""
-        return self.base.bias
-
     def _span(self, expert: int) -> slice:
         start = sum(self.ranks[:expert])
         return slice(start, start + self.ranks[expert])
@@ -79,6 +108,10 @@ class LoRALinear(nn.Module):
         """View of the up projection of an expert, ``(out, rank)``."""
         return self.lora_B.data[:, self._span(expert)]
 
+    def tensors(self, expert: int) -> dict[str, torch.Tensor]:
+        """``lora_A (rank, in)`` and ``lora_B (out, rank)``."""
+        return {"lora_A": self.A(expert), "lora_B": self.B(expert)}
+
     @torch.no_grad()
     def merged(self, expert: int) -> nn.Linear:
         """A plain layer that does what the base does with one expert, in single precision.
@@ -88,11 +121,8 @@ class LoRALinear(nn.Module):
         """
         span = self._span(expert)
         update = self.B(expert).float() @ self.A(expert).float() * self.scale[span.start]
-        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        plain.weight = nn.Parameter(self.weight.float() + update, requires_grad=False)
-        if self.bias is not None:
-            plain.bias = nn.Parameter(self.bias.float().clone(), requires_grad=False)
-        return plain
+        bias = None if self.bias is None else self.bias.float().clone()
+        return self.plain(self.weight.float() + update, bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer and the experts that the gates in force name.

@@ -21,7 +21,8 @@ class ExpertFacts:
         name: In this model.
         folder: Where it is.
         languages: Of its training data.
-        rank: Of its updates.
+        kind: ``lora``, or an extension's.
+        rank: Of its updates; ``None`` where its kind has none.
         routed: Whether the router chooses it; the others are for those who name them.
         metrics: From its validation.
     """
@@ -29,7 +30,8 @@ class ExpertFacts:
     name: str
     folder: Path
     languages: tuple[str, ...]
-    rank: int
+    kind: str
+    rank: int | None
     routed: bool
     metrics: Mapping[str, Any]
 
@@ -103,8 +105,9 @@ class Shelf:
         for name, folder in folders.items():
             manifest = read_manifest(folder)
             languages = tuple(manifest.get("languages", ()))
-            rank, metrics = manifest["options"]["rank"], manifest.get("metrics", {})
-            told.append(ExpertFacts(name, folder, languages, rank, name in routed, metrics))
+            kind, rank = manifest["kind"], manifest["options"].get("rank")
+            metrics = manifest.get("metrics", {})
+            told.append(ExpertFacts(name, folder, languages, kind, rank, name in routed, metrics))
         return told
 
     def _folder(self, name: str) -> Path:

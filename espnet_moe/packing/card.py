@@ -75,7 +75,7 @@ def _table(manifests: dict[str, dict[str, Any]]) -> str:
         cells: Sequence[object] = (
             name,
             " ".join(manifest.get("languages", ())),
-            options["rank"],
+            options.get("rank", manifest["kind"]),
             f"{' '.join(options['targets'])}, {options['where']}",
             _rounded(manifest.get("metrics", {}).get("wer")),
             f"`{str(manifest.get('data_digest', ''))[:12]}`",

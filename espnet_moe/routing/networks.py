@@ -4,7 +4,7 @@ Each takes frames ``(batch, frames, dim)`` and lengths ``(batch,)`` and gives fe
 ``(batch, out_dim)`` at utterance level or ``(batch, frames, out_dim)`` at frame level.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from espnet_moe import extensions
 from espnet_moe.errors import UserError
 from espnet_moe.routing.pooling import POOLINGS, pool, pooled_dim, valid_frames
 
@@ -46,10 +47,18 @@ class RouterOptions:
             )
         return problems
 
+    def build(self, dim: int) -> nn.Module:
+        """The network over frames ``dim`` wide; its ``out_dim`` is the width of its features."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class LinearOptions(RouterOptions):
     """A linear router."""
+
+    def build(self, dim: int) -> nn.Module:
+        """The network over frames ``dim`` wide."""
+        return Pooled(self, dim)
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,10 @@ class MLPOptions(RouterOptions):
         wrong = [w for w in self.hidden if not isinstance(w, int) or w < 1]
         widths = [f"hidden holds {w!r}, but widths are whole and at least 1" for w in wrong]
         return super().problems() + widths + _dropout_problems(self.dropout)
+
+    def build(self, dim: int) -> nn.Module:
+        """The network over frames ``dim`` wide."""
+        return Pooled(self, dim)
 
 
 @dataclass(frozen=True)
@@ -101,6 +114,10 @@ class CNNOptions(RouterOptions):
             problems.append(f"kernel is {self.kernel}, but must be odd and at least 1")
         return problems
 
+    def build(self, dim: int) -> nn.Module:
+        """The network over frames ``dim`` wide."""
+        return CNN(self, dim)
+
 
 @dataclass(frozen=True)
 class LSTMOptions(RouterOptions):
@@ -121,6 +138,10 @@ class LSTMOptions(RouterOptions):
         """What is wrong with the values, empty where nothing is."""
         problems = super().problems() + _dropout_problems(self.dropout)
         return problems + _count_problems(hidden=self.hidden, num_layers=self.num_layers)
+
+    def build(self, dim: int) -> nn.Module:
+        """The network over frames ``dim`` wide."""
+        return LSTM(self, dim)
 
 
 @dataclass(frozen=True)
@@ -149,6 +170,10 @@ class AttentionOptions(RouterOptions):
         if self.pooling != "mean":
             problems.append("pooling does not apply: this router weighs the frames itself")
         return problems
+
+    def build(self, dim: int) -> nn.Module:
+        """The network over frames ``dim`` wide."""
+        return (AttentionBlock if self.level == "frame" else AttentivePooling)(self, dim)
 
 
 def _dropout_problems(dropout: float) -> list[str]:
@@ -325,6 +350,12 @@ NETWORKS: dict[str, type[RouterOptions]] = {
 }
 
 
+def known_networks() -> Mapping[str, type[RouterOptions]]:
+    """All networks, extensions' among them."""
+    extensions.load()
+    return NETWORKS
+
+
 def network_of(options: RouterOptions) -> str:
     """Name of the network that options belong to.
 
@@ -337,15 +368,3 @@ def network_of(options: RouterOptions) -> str:
     raise UserError(
         f"{type(options).__name__} are options of no router: choose one of {', '.join(NETWORKS)}"
     )
-
-
-def build_network(options: RouterOptions, dim: int) -> nn.Module:
-    """The network that options describe, over frames ``dim`` wide."""
-    kinds: dict[str, Callable[..., nn.Module]] = {
-        "linear": Pooled,
-        "mlp": Pooled,
-        "cnn": CNN,
-        "lstm": LSTM,
-        "attention": AttentionBlock if options.level == "frame" else AttentivePooling,
-    }
-    return kinds[network_of(options)](options, dim)

@@ -19,10 +19,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from espnet_moe import extensions
 from espnet_moe.config import build_options
 from espnet_moe.errors import UserError
 from espnet_moe.files import atomic, sha256
-from espnet_moe.routing.routers import NETWORKS, Router
+from espnet_moe.routing.networks import known_networks
+from espnet_moe.routing.routers import Router
 
 WEIGHTS, MANIFEST = "router.safetensors", "router.json"
 FORMAT = 1
@@ -106,10 +108,11 @@ def read_router_manifest(folder: str | Path) -> dict[str, Any]:
         )
     if lost := [key for key in _NEEDED if key not in manifest]:
         raise UserError(f"{path} is incomplete: it has no {', '.join(lost)}")
-    if manifest["network"] not in NETWORKS:
+    if manifest["network"] not in known_networks():
         raise UserError(
             f"{path}: network '{manifest['network']}' is unknown to this version; it knows "
-            f"{', '.join(NETWORKS)}"
+            f"{', '.join(known_networks())}; networks from outside are named in "
+            f"{extensions.VARIABLE}"
         )
     return manifest
 
@@ -134,7 +137,7 @@ def load_router(folder: str | Path, base_digest: str | None = None) -> Router:
         )
     tensors = _read_tensors(folder, manifest)
     options = build_options(
-        NETWORKS[manifest["network"]], manifest["options"], f"{folder / MANIFEST}: options"
+        known_networks()[manifest["network"]], manifest["options"], f"{folder / MANIFEST}: options"
     )
     router = Router(options, manifest["dim"], manifest["experts"], manifest["languages"])
     own = router.state_dict()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from espnet_moe.errors import UserError
-from espnet_moe.routing.networks import NETWORKS, RouterOptions, build_network, network_of
+from espnet_moe.routing.networks import NETWORKS, RouterOptions, network_of
 
 __all__ = ["NETWORKS", "Routed", "Router", "RouterOptions", "restrict"]
 
@@ -58,7 +58,7 @@ class Router(nn.Module):
         self.dim = dim
         self.experts = tuple(experts)
         self.languages = tuple(languages)
-        self.trunk = build_network(options, dim)
+        self.trunk = options.build(dim)
         width = int(self.trunk.out_dim)  # type: ignore[arg-type]
         self.expert_head = nn.Linear(width, len(self.experts))
         self.language_head = (

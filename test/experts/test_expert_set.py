@@ -221,7 +221,7 @@ def test_options_of_one_set_differ_in_rank_only(make_backbone):
     shapes = {e: found.state(e)[next(iter(found.state(e)))].shape[0] for e in "ab"}
     assert shapes == {"a": 4, "b": 8}
     options["b"] = LoRAOptions(where="encoder")
-    with pytest.raises(ExpertError, match="b differ from a in targets, where or first_layer"):
+    with pytest.raises(ExpertError, match="b differ from a in kind, targets, where or first_layer"):
         ExpertSet(make_backbone(), options, ["a", "b"])
 
 
