@@ -186,7 +186,9 @@ def test_eight_threads_get_what_one_gets(make_model, recordings, request, base):
         for expected, rounds in zip(want, pool.map(ask, wishes)):
             for got in rounds:
                 assert [r.tokens for r in got] == [r.tokens for r in expected]
-                assert [r.score for r in got] == [r.score for r in expected]
+                # Threads that a process begins later may add up in another order.
+                scores = [r.score for r in expected]
+                assert [r.score for r in got] == pytest.approx(scores, rel=1e-5)
     assert len({tuple(r.tokens for r in results) for results in want}) > 4, "wishes must matter"
 
 
