@@ -36,6 +36,9 @@ def run(folders, *options):
         "--codeswitch_systems",
         "'oracle frame segment'",
     ]
+    # A dozen words are too few to probe, which would be told as a failure.
+    analyses = "similarity spectrum layers transfer errors significance routing"
+    words += ["--analyses", f"'{analyses}'"]
     words += options
     began = time.monotonic()
     done = subprocess.run(

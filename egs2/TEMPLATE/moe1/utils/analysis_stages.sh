@@ -39,10 +39,21 @@ words_of() {
     printf '%s\n' "${words[@]}"
 }
 
-# analyses_of: those asked for, without what there is none of.
+# has_words: whether word times came with a test set.
+has_words() {
+    local set
+    for set in $test_sets; do [ ! -f "$raw/$set/words.ctm" ] || return 0; done
+    return 1
+}
+
+# analyses_of: those asked for, without routing where there is no router, and probing without words.
 analyses_of() {
     local name
-    for name in $analyses; do [ "$name" = routing ] && [ -z "$routers" ] || echo "$name"; done
+    for name in $analyses; do
+        [ "$name" != routing ] || [ -n "$routers" ] || continue
+        [ "$name" != probing ] || has_words || continue
+        echo "$name"
+    done
 }
 
 analysis() { # stage 12

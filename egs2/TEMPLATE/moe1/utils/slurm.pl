@@ -12,8 +12,8 @@
 #                      option mem=* --mem $0     an option with any value, which $0 stands for
 #                      option gpu=0              an option with this value; it comes before *
 #                      default gpu=0             where the command line does not say
-# --after ID:ID      start when these jobs have gone well, and never if one has not; any:ID:ID: when
-#                    they have ended, however
+# --after ID:ID      start when these jobs have gone well, and never if one has not;
+#                    ID:ID,any:ID: and when the last one has ended, however
 # --detach true      do not wait: print the number of the job ("option detach=true" may add to it)
 # --gpu, --mem, --name, --num-nodes, --num-threads, --time: as that file says
 #
@@ -99,7 +99,7 @@ sub submission {
         # The value is one word, whatever is in it.
         push @words, map { s/\$0/$value/g; $_ } split " ", $words;
     }
-    push @words, "--dependency", $after =~ /^any:/ ? "after$after" : "afterok:$after",
+    push @words, "--dependency", join(",", map { /^any:/ ? "after$_" : "afterok:$_" } split ",", $after),
         "--kill-on-invalid-dep=yes" if $after;
     $job->{most} = $most;
     return @words;

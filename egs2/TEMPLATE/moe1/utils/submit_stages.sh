@@ -3,7 +3,7 @@
 # $expdir/submit/ keeps the options, the logs, and `jobs`: a line "job stage log" for each job.
 
 submit_stages() {
-    local folder=$expdir/submit number after='' log array
+    local folder=$expdir/submit number after='' ended='' log array
     refuse_a_second_chain "$folder/jobs"
     mkdir -p "$folder"
     write_options >"$folder/options"
@@ -44,14 +44,14 @@ submit_stage() {
     else
         options+=(--num-threads "$nj")
     fi
-    [ -z "$after" ] || options+=(--after "$after")
+    [ -z "$after$ended" ] || options+=(--after "$(join , $after ${ended:+any:$ended})")
     [ -z "$max_jobs_run" ] || options+=(--max-jobs-run "$max_jobs_run")
     id=$($launcher "${options[@]}" $array "$log" \
         ./moe.sh --config "$folder/options" --stage "$1" --stop_stage "$1" "${words[@]}")
     echo "$id $1 $log" >>"$folder/jobs"
-    echo "job $id: stage $1${array:+, an array over ${only_experts:-$langs}}${after:+, after ${after#any:}}"
+    echo "job $id: stage $1${array:+, an array over ${only_experts:-$langs}}$(each ', after %s' ${ended:-$after})"
     # What could not be analysed is told by the report; neither keeps a model from being packed.
-    after=$(listed "$1" 12 13 && echo any: || true)$id
+    if listed "$1" 12 13; then ended=$id; else after=$id ended=''; fi
 }
 
 # write_options: what every job of the chain has in common, for --config.
