@@ -38,6 +38,6 @@ uploading() { # stage 15
             "@$logs/pack.args" --name "$hf_repo" --out "$expdir/packed/hub"
         finish "$expdir/.done/stage15.json"
     fi
-    $python -m espnet_moe.bin.upload --folder "$expdir/packed/hub" --repo "$hf_repo" \
+    $python -m espnet_moe.bin.upload "$expdir/packed/hub" --name "$hf_repo" \
         --dry_run "$([ "$upload" = true ] && echo false || echo true)"
 }
