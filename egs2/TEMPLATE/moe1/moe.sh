@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Mixtures of experts on a frozen speech foundation model, from corpora to a scored table.
+# Mixtures of experts on a frozen speech foundation model, from corpora to scores, a report and a package.
 #
 # A recipe's run.sh calls this with its options. Stages:
 #    1  corpora -> data dirs                   7  router training
