@@ -1,5 +1,6 @@
 """Audio files of any common format, rate and channel count as 16 kHz mono samples."""
 
+import stat
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -79,9 +80,13 @@ def load_audio(audio: str | Path) -> Samples:
     if source.row is not None:
         return _load_row(source)
     path = Path(source.path)
-    if not path.is_file():
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        status = None
+    if status is None or not stat.S_ISREG(status.st_mode):
         raise AudioError(f"{path} does not exist; unpack the corpus again or correct the path")
-    if path.stat().st_size == 0:
+    if status.st_size == 0:
         raise AudioError(f"{path} is empty (0 bytes); fetch or unpack it again")
     return _samples(source, *(_decode(path) if source.whole else _decode_part(source)))
 
@@ -160,7 +165,8 @@ def speech_bounds(x: Samples, threshold_db: float = 40.0, margin: Seconds = 0.1)
     if count == 0:
         return 0, len(x)
     # A constant offset is no sound.
-    power = np.square(x[: count * hop] - x.mean(), dtype=np.float64).reshape(count, hop).mean(1)
+    hops = (x[: count * hop] - x.mean()).reshape(count, hop)
+    power = np.einsum("ij,ij->i", hops, hops).astype(np.float64) / hop
     # Averaged over three hops, so that a single click neither sets the level nor ends the silence.
     power = np.convolve(power, np.full(_TRIM_FRAME_HOPS, 1 / _TRIM_FRAME_HOPS), mode="same")
     if power.max() <= 0:
@@ -187,9 +193,14 @@ def _decode(path: Path) -> tuple[Samples, int]:
         check_whole(path, stream.format)
         # Read in blocks: a header may declare any number of frames, or none.
         blocks = []
+        read = 0
         try:
-            while len(block := stream.read(_BLOCK, dtype="float32", always_2d=True)):
+            # At the length that the header states there is nothing to ask for once more.
+            while read != stream.frames and len(
+                block := stream.read(_BLOCK, dtype="float32", always_2d=True)
+            ):
                 blocks.append(block)
+                read += len(block)
         except soundfile.LibsndfileError as error:
             raise _truncated(path, error.error_string) from None
         # A copy of what is in one block would cost as much as a third of its decoding.

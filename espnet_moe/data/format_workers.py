@@ -26,7 +26,7 @@ from espnet_moe.data.audio import AudioError, Samples, is_stored_as, load_audio,
 from espnet_moe.data.files import write_bytes, write_text
 from espnet_moe.data.utterance import SAMPLE_RATE, Seconds
 
-_CHUNK = 16  # utterances handed to a process at a time
+_CHUNK = 64  # utterances handed to a process at a time, less where there are few
 _JOURNAL = ".journal"
 _CRASHED = "the decoder crashed on it"
 
@@ -95,7 +95,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path, num_jobs: int, title: str) -> di
         return outcomes
     earlier = read_journal(folder)
     _replace_journal(folder, (_entry(utt_id, *state) for utt_id, state in earlier.items()))
-    for shard in {Path(job.output).parent for job in jobs}:
+    for shard in map(Path, {os.path.dirname(job.output) for job in jobs}):
         shard.mkdir(parents=True, exist_ok=True)
         for leftover in shard.glob(".*.tmp"):  # of a killed run
             leftover.unlink(missing_ok=True)
@@ -153,7 +153,7 @@ def format_file(job: Job) -> Outcome:
     if len(samples) > job.max_samples:
         limit = job.max_samples / SAMPLE_RATE
         return Outcome(problem=f"{job.source} is longer than {limit:g} s ({seconds:.2f} s)")
-    audio_format = Path(job.output).suffix[1:]
+    audio_format = job.output.rpartition(".")[2]
     if whole and is_stored_as(job.source, audio_format):
         return Outcome(samples=len(samples), size=os.path.getsize(job.source), as_is=True)
     content = _encode(samples, audio_format)
@@ -206,7 +206,8 @@ def _run_pool(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(num_jobs, len(jobs)), context, _start_process)
     try:
-        chunks = [jobs[first : first + _CHUNK] for first in range(0, len(jobs), _CHUNK)]
+        size = max(1, min(_CHUNK, len(jobs) // (8 * num_jobs)))
+        chunks = [jobs[first : first + size] for first in range(0, len(jobs), size)]
         for future in as_completed([pool.submit(format_chunk, chunk, journal) for chunk in chunks]):
             done = future.result()
             outcomes |= done

@@ -170,13 +170,14 @@ def _jobs(utterances: list[Utterance], target: Path, options: FormatOptions) -> 
     jobs = []
     trim = (options.trim_threshold_db, options.trim_margin) if options.trim else None
     folder = target.absolute() / "data"
+    here = os.getcwd()
     states: dict[str, tuple[int, int]] = {}
     sources = {utt.utt_id: parse_source(utt.audio) for utt in utterances}
     for utt in sorted(utterances, key=lambda utt: sources[utt.utt_id].order):
         path = sources[utt.utt_id].path
         if path not in states:
             states[path] = _state(path)
-        state = (str(Path(utt.audio).absolute()), *states[path])
+        state = (os.path.join(here, utt.audio), *states[path])
         name = _file_name(utt.utt_id)
         shard = hashlib.sha256(utt.utt_id.encode()).hexdigest()[:2]
         jobs.append(
