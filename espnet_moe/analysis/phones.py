@@ -35,32 +35,58 @@ class Vowel:
 Phone = Consonant | Vowel
 
 _PLACES = {
-    "bilabial": {"p": "plosive", "b": "plosive", "m": "nasal"},
+    "bilabial": {
+        **{"p": "plosive", "b": "plosive", "m": "nasal", "ɸ": "fricative", "β": "fricative"},
+    },
     "labiodental": {"f": "fricative", "v": "fricative", "ʋ": "approximant"},
-    "dental": {"t̪": "plosive", "d̪": "plosive"},
+    "dental": {"t̪": "plosive", "d̪": "plosive", "θ": "fricative", "ð": "fricative"},
     "alveolar": {
         **{"t": "plosive", "d": "plosive", "n": "nasal", "r": "trill", "ɾ": "tap"},
         **{"s": "fricative", "z": "fricative", "ts": "affricate", "dz": "affricate"},
-        "l": "lateral approximant",
+        **{"l": "lateral approximant", "ɹ": "approximant"},
     },
     "postalveolar": {
         **{"ʃ": "fricative", "ʒ": "fricative", "tʃ": "affricate", "dʒ": "affricate"},
     },
     "retroflex": {
         **{"ʈ": "plosive", "ɖ": "plosive", "ɳ": "nasal", "ɽ": "tap", "ʂ": "fricative"},
-        **{"ɻ": "approximant", "ɭ": "lateral approximant"},
+        **{"ʐ": "fricative", "ɻ": "approximant", "ɭ": "lateral approximant"},
     },
-    "palatal": {"ɲ": "nasal", "j": "approximant", "ʎ": "lateral approximant"},
+    "alveolo-palatal": {
+        **{"ɕ": "fricative", "ʑ": "fricative", "tɕ": "affricate", "dʑ": "affricate"},
+    },
+    "palatal": {
+        **{"c": "plosive", "ɟ": "plosive", "ɲ": "nasal", "c\u0327": "fricative", "ʝ": "fricative"},
+        **{"j": "approximant", "ʎ": "lateral approximant"},
+    },
     "velar": {"k": "plosive", "ɡ": "plosive", "ŋ": "nasal", "x": "fricative", "ɣ": "fricative"},
     "labial-velar": {"w": "approximant"},
-    "uvular": {"q": "plosive"},
-    "glottal": {"h": "fricative", "ɦ": "fricative"},
+    "uvular": {"q": "plosive", "ɢ": "plosive", "χ": "fricative", "ʁ": "fricative", "ʀ": "trill"},
+    "glottal": {"ʔ": "plosive", "h": "fricative", "ɦ": "fricative"},
 }
-_VOICELESS = frozenset(("p", "f", "t̪", "t", "s", "ts", "ʃ", "tʃ", "ʈ", "ʂ", "k", "x", "q", "h"))
+_VOICELESS = frozenset(
+    (
+        *("p", "ɸ", "f", "t̪", "θ", "t", "s", "ts", "ʃ", "tʃ", "ʈ", "ʂ", "ɕ", "tɕ", "c", "c\u0327"),
+        *("k", "x", "q", "χ", "ʔ", "h"),
+    )
+)
 _VOWELS = {
     "i": ("close", "front", False),
+    "y": ("close", "front", True),
+    "ɨ": ("close", "central", False),
+    "ʉ": ("close", "central", True),
+    "ɯ": ("close", "back", False),
+    "ʏ": ("near-close", "near-front", True),
     "ɪ": ("near-close", "near-front", False),
     "e": ("close-mid", "front", False),
+    "ø": ("close-mid", "front", True),
+    "ɤ": ("close-mid", "back", False),
+    "œ": ("open-mid", "front", True),
+    "ɜ": ("open-mid", "central", False),
+    "ʌ": ("open-mid", "back", False),
+    "æ": ("near-open", "front", False),
+    "ɐ": ("near-open", "central", False),
+    "ɒ": ("open", "back", True),
     "ɛ": ("open-mid", "front", False),
     "a": ("open", "front", False),
     "ə": ("mid", "central", False),
@@ -74,8 +100,11 @@ _VOWELS = {
 
 @cache
 def phone(symbol: str) -> Phone | None:
-    """Features of an IPA symbol with ``ʰ``, ``ʱ``, ``ː`` and ``◌̃``; ``None`` for an unknown one."""
-    bare = unicodedata.normalize("NFD", symbol)
+    """Features of an IPA symbol with ``ʰ``, ``ʱ``, ``ː`` and ``◌̃``; ``None`` for an unknown one.
+
+    Stress is left out. Diphthongs have no one place in the chart: they are unknown.
+    """
+    bare = unicodedata.normalize("NFD", symbol).lstrip("ˈˌ")
     nasal, long = "\u0303" in bare, "ː" in bare
     bare = bare.replace("\u0303", "").replace("ː", "").replace("͡", "").replace("g", "ɡ")
     if bare in _VOWELS:

@@ -11,7 +11,7 @@ import numpy as np
 from espnet_moe.analysis.passes import BASE, Subject, make_batches
 from espnet_moe.analysis.phones import features
 from espnet_moe.analysis.record import About, Analysis
-from espnet_moe.analysis.timings import PHONES, Span, read_ctm, spans_of
+from espnet_moe.analysis.timings import PHONES, Span, spans_of
 from espnet_moe.analysis.tokens import ONSET, Tokens, collect, frame_spans, onsets
 from espnet_moe.data.datadir import load_datadir
 from espnet_moe.data.extras import Word
@@ -24,6 +24,12 @@ FEATURES = ("kind", "voiced", "place", "manner", "height", "backness", "rounded"
 LAYERS = 5  # at most, beside the output
 LEAST_PER_CLASS, LEAST_TOKENS = 5, 40  # of a task in training; fewer make no probe
 TEST_SHARE = 0.3  # of the speakers
+
+# What features are of, by the kind of spans.
+_LABELS = {
+    "phones": f"frames, by the times of phones ({PHONES})",
+    "onsets": f"the first {ONSET:g} s of words, by the phone that their spelling begins with",
+}
 
 SOURCES = (
     "Hewitt and Liang, Designing and interpreting probes with control tasks, arXiv:1909.03368 "
@@ -207,9 +213,9 @@ def read_timings(
     words: dict[str, tuple[Word, ...]] = {}
     phones: dict[str, tuple[Word, ...]] = {}
     for folder in folders:
-        words |= load_datadir(folder).timings
-        if (path := Path(folder) / PHONES).is_file():
-            phones |= read_ctm(path)
+        data = load_datadir(folder)
+        words |= data.timings
+        phones |= data.phones
     return words, phones
 
 
@@ -268,6 +274,7 @@ def probing(
     """
     missing: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
+    labels: dict[str, str] = {}
     numbers = np.linspace(0, subject.backbone.num_encoder_layers, LAYERS).round()
     layers = sorted({int(number) for number in numbers})
     for language, own in utterances.items():
@@ -286,11 +293,10 @@ def probing(
                     else "no word timings (words.ctm)"
                 )
                 continue
+            if source != "words":
+                labels[language] = _LABELS[source]
             if source == "onsets":
-                missing["phones"] = (
-                    f"no {PHONES}, at least of {language}: features are those of the first phone "
-                    f"of words, by their spelling, in the first {ONSET:g} s"
-                )
+                missing[f"phones of {language}"] = f"no {PHONES}: features are of {_LABELS[source]}"
             tokens = collect(subject, batches, drawn, (BASE, experts[0]), layers)
             tasks = [word_task(tokens, classes)] if source == "words" else feature_tasks(tokens)
             for task in tasks:
@@ -305,7 +311,10 @@ def probing(
     return Analysis(
         ABOUT,
         results={"layers": [*map(str, layers), "output"], "rows": rows},
-        options={"classes": classes, "max_tokens": max_tokens, "draws": draws, "seed": seed},
+        options={
+            "features of": labels,
+            **{"classes": classes, "max_tokens": max_tokens, "draws": draws, "seed": seed},
+        },
         not_available=missing,
     )
 

@@ -140,7 +140,8 @@ def test_phone_timings_are_probed_frame_by_frame(tiny_folder, save_random, make_
     assert ("kind", "phones") in rows and ("manner", "phones") in rows
     assert {row["train"] + row["test"] for row in found.results["rows"]} == {400, 300}
     assert "no word timings" in found.not_available["words of hi"]
-    assert "phones" not in found.not_available
+    assert "phones of hi" not in found.not_available
+    assert found.options["features of"] == {"hi": "frames, by the times of phones (phones.ctm)"}
 
 
 @pytest.fixture
