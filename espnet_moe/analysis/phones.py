@@ -9,6 +9,9 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
+from pathlib import Path
+
+from espnet_moe.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,34 @@ def features(symbol: str) -> dict[str, str]:
     values = {field.name: getattr(found, field.name) for field in fields(found)}
     told = {k: str(v).lower() if isinstance(v, bool) else v for k, v in values.items()}
     return {"kind": "vowel" if isinstance(found, Vowel) else "consonant", **told}
+
+
+def read_features(path: Path) -> dict[str, dict[str, str]]:
+    """Read a table of phones: columns between tabs, with a header.
+
+    The first column is ``phone``, the others are features, such as ``voiced``; an empty cell says
+    that a phone has no such feature.
+
+    Raises:
+        UserError: For a file that cannot be read or is of another layout, or a phone that is there
+            twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    names = lines[0].split("\t") if lines else []
+    if len(names) < 2 or names[0] != "phone" or len(set(names)) < len(names):
+        raise UserError(f"{path}: the first line is phone and names of features, between tabs")
+    found: dict[str, dict[str, str]] = {}
+    for number, line in enumerate(lines[1:], 2):
+        symbol, *values = line.split("\t")
+        if len(values) != len(names) - 1 or not symbol:
+            raise UserError(f"{path}:{number} has not the header's {len(names)} columns")
+        if symbol in found:
+            raise UserError(f"{path}:{number}: {symbol} is there a second time")
+        found[symbol] = {k: v for k, v in zip(names[1:], values, strict=True) if v}
+    return found
 
 
 @cache

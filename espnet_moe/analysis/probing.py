@@ -15,6 +15,7 @@ from espnet_moe.analysis.timings import PHONES, Span, spans_of
 from espnet_moe.analysis.tokens import ONSET, Tokens, collect, frame_spans, onsets
 from espnet_moe.data.datadir import load_datadir
 from espnet_moe.data.extras import Word
+from espnet_moe.data.files import listed
 from espnet_moe.data.utterance import SAMPLE_RATE, Utterance
 from espnet_moe.errors import UserError
 from espnet_moe.scoring.error_rates import bootstrap_rates, interval
@@ -27,7 +28,7 @@ TEST_SHARE = 0.3  # of the speakers
 
 # What features are of, by the kind of spans.
 _LABELS = {
-    "phones": f"frames, by the times of phones ({PHONES})",
+    "phones": "frames, by the times of phones",
     "onsets": f"the first {ONSET:g} s of words, by the phone that their spelling begins with",
 }
 
@@ -67,16 +68,28 @@ def word_task(tokens: Tokens, classes: int) -> Task:
     return Task(WORD, rows, labels, labels)
 
 
-def feature_tasks(tokens: Tokens) -> list[Task]:
-    """Features of the phones that spans hold; each of the phones that have it."""
-    told = [features(span.label) for span in tokens.spans]
+def feature_tasks(
+    tokens: Tokens, table: Mapping[str, Mapping[str, str]] | None = None
+) -> list[Task]:
+    """Features of the phones that spans hold; each of the phones that have it.
+
+    Args:
+        tokens: Their labels are phones.
+        table: Features by phone; without, those of the IPA.
+    """
+    told = [_features_of(span.label, table) for span in tokens.spans]
+    names = dict.fromkeys(k for own in table.values() for k in own) if table else FEATURES
     found = []
-    for name in FEATURES:
+    for name in names:
         rows = np.array([i for i, own in enumerate(told) if name in own], dtype=np.int64)
         labels = np.array([told[i][name] for i in rows], dtype=np.str_)
         types = np.array([tokens.spans[i].label for i in rows], dtype=np.str_)
         found.append(Task(name, rows, labels, types))
     return found
+
+
+def _features_of(symbol: str, table: Mapping[str, Mapping[str, str]] | None) -> Mapping[str, str]:
+    return features(symbol) if table is None else table.get(symbol, {})
 
 
 def control_labels(task: Task, seed: int) -> np.ndarray:
@@ -155,6 +168,8 @@ def probe_task(
     Raises:
         UserError: For too few tokens, labels or speakers.
     """
+    if not len(task.rows):
+        raise UserError("no token has it")
     test = split_speakers(tokens.speakers[task.rows], seed)
     often = Counter(task.labels[~test].tolist())
     kept = np.array([often[label] >= LEAST_PER_CLASS for label in task.labels.tolist()], dtype=bool)
@@ -257,6 +272,7 @@ def probing(
     batch_size: int = 16,
     draws: int = 1000,
     seed: int = 0,
+    table: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Analysis:
     """Probe the base and the language's own expert for phones and words.
 
@@ -271,6 +287,7 @@ def probing(
         batch_size: Utterances at once.
         draws: Of the bootstrap over test utterances.
         seed: Of everything drawn.
+        table: Features by phone; without, those of the IPA.
     """
     missing: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
@@ -295,10 +312,14 @@ def probing(
                 continue
             if source != "words":
                 labels[language] = _LABELS[source]
+                if unknown := _unknown(drawn, table):
+                    missing[f"features of {language}"] = unknown
             if source == "onsets":
                 missing[f"phones of {language}"] = f"no {PHONES}: features are of {_LABELS[source]}"
             tokens = collect(subject, batches, drawn, (BASE, experts[0]), layers)
-            tasks = [word_task(tokens, classes)] if source == "words" else feature_tasks(tokens)
+            tasks = (
+                [word_task(tokens, classes)] if source == "words" else feature_tasks(tokens, table)
+            )
             for task in tasks:
                 try:
                     found = probe_task(task, tokens, draws, seed)
@@ -317,6 +338,19 @@ def probing(
         },
         not_available=missing,
     )
+
+
+def _unknown(
+    spans: Mapping[str, Sequence[Span]], table: Mapping[str, Mapping[str, str]] | None
+) -> str:
+    """Which phones have no features, and how often they are there; empty where all have."""
+    counts = Counter(span.label for own in spans.values() for span in own)
+    unknown = [s for s, _ in counts.most_common() if not _features_of(s, table)]
+    share = sum(counts[symbol] for symbol in unknown) / counts.total()
+    where = "the IPA's chart" if table is None else "the table"
+    if not unknown:
+        return ""
+    return f"{share:.1%} of the tokens are phones that are not in {where}: {listed(unknown, ', ')}"
 
 
 def _sources(
