@@ -324,7 +324,9 @@ def _transfer_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--baseline", default="baseline", help="system of the base alone")
     parser.add_argument(
-        "--curves", type=Path, help="learning curves: language, start, hours, wer between tabs"
+        "--curves",
+        type=Path,
+        help="learning curves: language, start, hours, wer (and low, high) between tabs",
     )
 
 
@@ -342,7 +344,8 @@ def _transfer(args: argparse.Namespace) -> "Analysis":
         --inference_tag decode_greedy --fixed hi=fixed_hi it=fixed_it \
         --families conf/families.yaml --out exp/analysis
     """
-    from espnet_moe.analysis.transfer import read_all, read_curves, run_all, transfer
+    from espnet_moe.analysis.curves import read_curves
+    from espnet_moe.analysis.transfer import read_all, run_all, transfer
     from espnet_moe.analysis.updates import parse_folders, read_experts
 
     curves = read_curves(args.curves) if args.curves else None
