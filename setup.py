@@ -73,7 +73,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["espnet_moe", "espnet_moe.*"]),
-    package_data={"espnet_moe": ["py.typed", "data/*.tsv", "report/templates/*"]},
+    package_data={"espnet_moe": ["py.typed", "data/*.tsv", "analysis/*.tsv", "report/templates/*"]},
     entry_points={"console_scripts": ["espnet-moe = espnet_moe.bin.main:run"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,

@@ -166,7 +166,7 @@ class MoETask(AbsTask):
             nargs="*",
             default=[],
             metavar="NAME=FOLDER",
-            help="phase joint: folders of trained experts",
+            help="phases expert and joint: trained experts to start from",
         )
         for choices in cls.class_choices_list:
             choices.add_arguments(group)

@@ -19,7 +19,7 @@ _NO_EFFECT = {
         *("expert_conf", "init_router", "init_experts", "router_lr", "joint_conf"),
         *("wer_interval", "gradient_checkpointing"),
     ),
-    "expert": ("init_router", "init_experts", "router_lr", "joint_conf", "augment_conf"),
+    "expert": ("init_router", "router_lr", "joint_conf", "augment_conf"),
     "joint": ("augment_conf",),
     "finetune": (
         *("experts", "expert_conf", "init_router", "init_experts", "router_lr", "joint_conf"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from espnet_moe.analysis.curves import read_curves
 from espnet_moe.bin import grid as command
 from espnet_moe.bin import score
 from espnet_moe.config import ConfigError
@@ -79,6 +80,8 @@ def test_the_recipes_own_grids():
     assert len(read_grid(conf, "ratios", "exp")) == 3
     assert len(read_grid(conf, "domains", "exp")) == 2
     assert len(read_grid(ROOT / "egs2/mini/moe1/conf/grid.yaml", "ranks", "exp")) == 24
+    transfer = read_grid(ROOT / "egs2/mini/moe1/conf/grid.yaml", "transfer", "exp")
+    assert len(transfer) == 12 and transfer[-1].options["init_expert"].endswith("expert_it/expert")
     routers = [one.options["routers"] for one in read_grid(conf, "routing", "exp")]
     files = {f"train_{name}.yaml" for name in routers}
     assert len(files) == 5 == len({(conf.parent / name).read_text() for name in files})
@@ -88,6 +91,7 @@ def test_the_recipes_own_grids():
     ("recipe", "grid"),
     [
         ("mini", "ranks"),
+        ("mini", "transfer"),
         *(("multilingual", grid) for grid in ("ranks", "ratios", "domains")),
     ],
 )
@@ -140,6 +144,28 @@ def test_in_domain_against_cross_domain(tmp_path, registry):
     assert row[3].startswith("mls 0.00 [") and row[4].startswith("commonvoice 50.00 [")
     # A training that has heard all corpora has no other domain.
     assert not any(line.startswith("|both|en|oracle|mls") for line in report)
+
+
+def test_learning_curves_of_a_grid_of_starts(tmp_path, registry, results):
+    registry.write_text(
+        "transfer: {axes: {backbone: [hub/tiny], langs: [en], start: {scratch: {}, "
+        "hi: {init_expert: x}}, hours: {0.1: {max_train_hours: 0.1}, all: {}}}}"
+    )
+    for one in read_grid(registry, "transfer", tmp_path / "all")[:3]:
+        data = one.folder / "assign_language/data/train_en"
+        data.mkdir(parents=True)
+        hours = 0.1 if "max_train_hours" in one.options else 1.0
+        (data / "utt2dur").write_text(f"a {hours * 1800}\nb {hours * 1800}\n")
+        shutil.copytree(results, one.folder, dirs_exist_ok=True)
+        one.finish()
+    where = ["--registry", str(registry), "--exp", str(tmp_path / "all")]
+    command.main(["report", "--grid", "transfer", *where, "--system", "baseline"])
+    path = tmp_path / "all/transfer/curves_tiny.tsv"
+    curves = read_curves(path)["en"]
+    assert [(p.hours, p.wer) for p in curves["scratch"]] == [(0.1, 50.0), (1.0, 50.0)]
+    assert [p.hours for p in curves["hi"]] == [0.1]
+    low, high = curves["hi"][0].interval
+    assert low < 50 < high
 
 
 @pytest.mark.parametrize(

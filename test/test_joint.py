@@ -259,6 +259,27 @@ def test_warm_start_from_what_was_trained(joint, tmp_path):
     assert model.experts.options["it"].rank == 4 and model.split_layer == 1
 
 
+def test_an_expert_starts_from_another_languages(joint, tmp_path):
+    """As few-shot transfer does: names are the new experts', weights those of the old."""
+    start = {"hi": "it", "it": "it", "pa": "hi"}
+    folders = {name: joint.folder / "experts" / f"expert_{old}" for name, old in start.items()}
+    words = ["--init_experts", *(f"{name}={folder}" for name, folder in folders.items())]
+    args = MoETask.get_parser().parse_args(joint(tmp_path / "out", *words, phase="expert"))
+    MoETask.complete(args)
+    model = MoETask.build_model(args)
+    for name, folder in folders.items():
+        held = load_file(folder / "adapter_model.safetensors")
+        for key, value in model.experts.state(name).items():
+            assert torch.equal(value, held[f"base_model.model.{key}.weight"]), (name, key)
+    command.main(joint(tmp_path / "out", *words, phase="expert"))
+    trained = load_file(tmp_path / "out" / "expert_pa" / "adapter_model.safetensors")
+    assert any(not torch.equal(value, held[key]) for key, value in trained.items())
+    facts = json.loads((tmp_path / "out" / "expert_pa" / "expert.json").read_text())
+    assert facts["name"] == "pa" and facts["phase"] == "expert"
+    with pytest.raises(UserError, match="rank is 8, but expert 'hi' .* has 4"):
+        command.main(joint(tmp_path / "o", *words, "--expert_conf", "rank=8", phase="expert"))
+
+
 def test_training_writes_experts_and_router(joint, tmp_path, capsys):
     more = ["--router_lr", "0.001", "--max_epoch", "2", "--joint_conf", "usage_interval=2"]
     command.main(joint(tmp_path / "out", *joint.warm, *more))

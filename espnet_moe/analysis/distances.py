@@ -8,9 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from espnet_moe.data.files import read_lines
 from espnet_moe.errors import UserError
 from espnet_moe.routing.families import family_of, load_families
 
+URIEL = Path(__file__).with_name("uriel.tsv")
+URIEL_SOURCE = (
+    "Littell et al., URIEL and lang2vec: representing languages as typological, geographical, and "
+    "phylogenetic vectors, EACL 2017 (distances of languages; CC BY-SA 4.0)"
+)
 MANTEL_SOURCE = "Mantel, The detection of disease clustering, Cancer Research 27, 1967 (the test)"
 
 
@@ -33,10 +39,7 @@ def language_distances(
     Raises:
         UserError: For an expert of no or several languages, or one that the tree lacks.
     """
-    several = [name for name in names if len(languages.get(name, ())) != 1]
-    if several:
-        raise UserError(f"expert(s) {', '.join(several)} are not of one language each")
-    own = [languages[name][0] for name in names]
+    own = _language_of_each(languages, names)
     family = family_of(load_families(tree), own)
     count = len(names)
     return np.array(
@@ -48,6 +51,46 @@ def language_distances(
             for i in range(count)
         ]
     )
+
+
+def uriel_distances(
+    languages: Mapping[str, Sequence[str]], names: Sequence[str], path: Path = URIEL
+) -> dict[str, np.ndarray]:
+    """Distances of experts by what linguists have written of their languages.
+
+    Args:
+        languages: Of each expert.
+        names: The experts, in the order of the matrices.
+        path: Table of pairs of languages, ISO 639-1; its comments say what the columns are.
+
+    Returns:
+        ``(experts, experts)``, 0 to 1, by ``genetic``, ``syntactic`` and ``inventory``.
+
+    Raises:
+        UserError: For an expert of no or several languages, or one that the table lacks.
+    """
+    own = _language_of_each(languages, names)
+    lines = [line for _, line in read_lines(path) if not line.startswith("#")]
+    _, _, *kinds = lines[0].split("\t")
+    table = {}
+    for line in lines[1:]:
+        first, second, *values = line.split("\t")
+        table[first, second] = table[second, first] = [float(value) for value in values]
+    known = {code for pair in table for code in pair}
+    if lacking := sorted(set(own) - known):
+        raise UserError(
+            f"{path.name} lacks {', '.join(lacking)}; it has {', '.join(sorted(known))}"
+        )
+    zeros = [0.0] * len(kinds)
+    whole = np.array([[zeros if a == b else table[a, b] for b in own] for a in own])
+    return {kind: whole[:, :, i] for i, kind in enumerate(kinds)}
+
+
+def _language_of_each(languages: Mapping[str, Sequence[str]], names: Sequence[str]) -> list[str]:
+    several = [name for name in names if len(languages.get(name, ())) != 1]
+    if several:
+        raise UserError(f"expert(s) {', '.join(several)} are not of one language each")
+    return [languages[name][0] for name in names]
 
 
 def mantel(

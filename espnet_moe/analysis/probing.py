@@ -11,10 +11,11 @@ import numpy as np
 from espnet_moe.analysis.passes import BASE, Subject, make_batches
 from espnet_moe.analysis.phones import features
 from espnet_moe.analysis.record import About, Analysis
-from espnet_moe.analysis.timings import PHONES, Span, read_ctm, spans_of
+from espnet_moe.analysis.timings import PHONES, Span, spans_of
 from espnet_moe.analysis.tokens import ONSET, Tokens, collect, frame_spans, onsets
 from espnet_moe.data.datadir import load_datadir
 from espnet_moe.data.extras import Word
+from espnet_moe.data.files import listed
 from espnet_moe.data.utterance import SAMPLE_RATE, Utterance
 from espnet_moe.errors import UserError
 from espnet_moe.scoring.error_rates import bootstrap_rates, interval
@@ -24,6 +25,12 @@ FEATURES = ("kind", "voiced", "place", "manner", "height", "backness", "rounded"
 LAYERS = 5  # at most, beside the output
 LEAST_PER_CLASS, LEAST_TOKENS = 5, 40  # of a task in training; fewer make no probe
 TEST_SHARE = 0.3  # of the speakers
+
+# What features are of, by the kind of spans.
+_LABELS = {
+    "phones": "frames, by the times of phones",
+    "onsets": f"the first {ONSET:g} s of words, by the phone that their spelling begins with",
+}
 
 SOURCES = (
     "Hewitt and Liang, Designing and interpreting probes with control tasks, arXiv:1909.03368 "
@@ -61,16 +68,28 @@ def word_task(tokens: Tokens, classes: int) -> Task:
     return Task(WORD, rows, labels, labels)
 
 
-def feature_tasks(tokens: Tokens) -> list[Task]:
-    """Features of the phones that spans hold; each of the phones that have it."""
-    told = [features(span.label) for span in tokens.spans]
+def feature_tasks(
+    tokens: Tokens, table: Mapping[str, Mapping[str, str]] | None = None
+) -> list[Task]:
+    """Features of the phones that spans hold; each of the phones that have it.
+
+    Args:
+        tokens: Their labels are phones.
+        table: Features by phone; without, those of the IPA.
+    """
+    told = [_features_of(span.label, table) for span in tokens.spans]
+    names = dict.fromkeys(k for own in table.values() for k in own) if table else FEATURES
     found = []
-    for name in FEATURES:
+    for name in names:
         rows = np.array([i for i, own in enumerate(told) if name in own], dtype=np.int64)
         labels = np.array([told[i][name] for i in rows], dtype=np.str_)
         types = np.array([tokens.spans[i].label for i in rows], dtype=np.str_)
         found.append(Task(name, rows, labels, types))
     return found
+
+
+def _features_of(symbol: str, table: Mapping[str, Mapping[str, str]] | None) -> Mapping[str, str]:
+    return features(symbol) if table is None else table.get(symbol, {})
 
 
 def control_labels(task: Task, seed: int) -> np.ndarray:
@@ -149,6 +168,8 @@ def probe_task(
     Raises:
         UserError: For too few tokens, labels or speakers.
     """
+    if not len(task.rows):
+        raise UserError("no token has it")
     test = split_speakers(tokens.speakers[task.rows], seed)
     often = Counter(task.labels[~test].tolist())
     kept = np.array([often[label] >= LEAST_PER_CLASS for label in task.labels.tolist()], dtype=bool)
@@ -207,9 +228,9 @@ def read_timings(
     words: dict[str, tuple[Word, ...]] = {}
     phones: dict[str, tuple[Word, ...]] = {}
     for folder in folders:
-        words |= load_datadir(folder).timings
-        if (path := Path(folder) / PHONES).is_file():
-            phones |= read_ctm(path)
+        data = load_datadir(folder)
+        words |= data.timings
+        phones |= data.phones
     return words, phones
 
 
@@ -251,6 +272,7 @@ def probing(
     batch_size: int = 16,
     draws: int = 1000,
     seed: int = 0,
+    table: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Analysis:
     """Probe the base and the language's own expert for phones and words.
 
@@ -265,9 +287,11 @@ def probing(
         batch_size: Utterances at once.
         draws: Of the bootstrap over test utterances.
         seed: Of everything drawn.
+        table: Features by phone; without, those of the IPA.
     """
     missing: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
+    labels: dict[str, str] = {}
     numbers = np.linspace(0, subject.backbone.num_encoder_layers, LAYERS).round()
     layers = sorted({int(number) for number in numbers})
     for language, own in utterances.items():
@@ -286,13 +310,16 @@ def probing(
                     else "no word timings (words.ctm)"
                 )
                 continue
+            if source != "words":
+                labels[language] = _LABELS[source]
+                if unknown := _unknown(drawn, table):
+                    missing[f"features of {language}"] = unknown
             if source == "onsets":
-                missing["phones"] = (
-                    f"no {PHONES}, at least of {language}: features are those of the first phone "
-                    f"of words, by their spelling, in the first {ONSET:g} s"
-                )
+                missing[f"phones of {language}"] = f"no {PHONES}: features are of {_LABELS[source]}"
             tokens = collect(subject, batches, drawn, (BASE, experts[0]), layers)
-            tasks = [word_task(tokens, classes)] if source == "words" else feature_tasks(tokens)
+            tasks = (
+                [word_task(tokens, classes)] if source == "words" else feature_tasks(tokens, table)
+            )
             for task in tasks:
                 try:
                     found = probe_task(task, tokens, draws, seed)
@@ -305,9 +332,25 @@ def probing(
     return Analysis(
         ABOUT,
         results={"layers": [*map(str, layers), "output"], "rows": rows},
-        options={"classes": classes, "max_tokens": max_tokens, "draws": draws, "seed": seed},
+        options={
+            "features of": labels,
+            **{"classes": classes, "max_tokens": max_tokens, "draws": draws, "seed": seed},
+        },
         not_available=missing,
     )
+
+
+def _unknown(
+    spans: Mapping[str, Sequence[Span]], table: Mapping[str, Mapping[str, str]] | None
+) -> str:
+    """Which phones have no features, and how often they are there; empty where all have."""
+    counts = Counter(span.label for own in spans.values() for span in own)
+    unknown = [s for s, _ in counts.most_common() if not _features_of(s, table)]
+    share = sum(counts[symbol] for symbol in unknown) / counts.total()
+    where = "the IPA's chart" if table is None else "the table"
+    if not unknown:
+        return ""
+    return f"{share:.1%} of the tokens are phones that are not in {where}: {listed(unknown, ', ')}"
 
 
 def _sources(

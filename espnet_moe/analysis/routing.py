@@ -136,8 +136,9 @@ ABOUT = About(
         "utterances whose largest gate is the expert's. Calibration: utterances in 15 bins by "
         "the likeliest language's probability, before any strategy, against the share that is "
         "right. Intervals: 95 %, Wilson's. Examples in time: decided stretches of a language, "
-        "as saved (frame-level systems save smoothed stretches, no gates a frame), above those "
-        "spoken; a frame error is the share of 20 ms frames of the wrong language."
+        "as saved, beside those spoken. Of a frame-level system with hard gates (the default) and "
+        "experts by language they are its gates: every frame goes to its stretch's expert. A frame "
+        "error is the share of 20 ms frames of the wrong language."
     ),
     sources=SOURCES,
     units={

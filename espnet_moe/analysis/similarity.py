@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 
 from espnet_moe.analysis.cka import Representations, cka_results
-from espnet_moe.analysis.distances import MANTEL_SOURCE, language_distances, linkage_of, mantel
+from espnet_moe.analysis.distances import (
+    MANTEL_SOURCE,
+    URIEL_SOURCE,
+    language_distances,
+    linkage_of,
+    mantel,
+    uriel_distances,
+)
 from espnet_moe.analysis.record import About, Analysis, matrix
 from espnet_moe.analysis.updates import Experts, Update, place_of
 from espnet_moe.errors import UserError
@@ -20,6 +27,7 @@ SOURCES = (
     "(linear CKA)",
     "Song et al., Feature selection via dependence maximization, JMLR 13, 2012 (unbiased HSIC)",
     MANTEL_SOURCE,
+    URIEL_SOURCE,
 )
 
 
@@ -94,9 +102,11 @@ ABOUT = About(
         "debiased, of encoder frames of the same utterances, padding left out; its interval "
         "is a jackknife over groups of utterances (frames of one utterance depend on each "
         "other, which the debiasing does not know). "
-        "Language distance: 0 same language, 1 same family, 2 otherwise; its correlation with "
-        "1 − similarity is tested one-sided by permuting experts: with few experts the "
-        "smallest possible p is large."
+        "Language distances: families (0 same language, 1 same family, 2 otherwise), and of URIEL "
+        "1 − cosine of what is known of two languages: genetic (branches of Glottolog's trees), "
+        "syntactic, inventory (sounds). Their correlations with 1 − similarity are tested "
+        "one-sided by permuting experts: with few experts the smallest possible p is large. "
+        "p is not corrected for several tests."
     ),
     sources=SOURCES,
     units={
@@ -138,26 +148,43 @@ def similarity(
         distances["cka"] = 1.0 - whole[1:, 1:]  # without the base
     except UserError as error:
         missing["cka"] = str(error)
+    between = _between_languages(experts, tree, missing)
     results["linkage"], results["language_correlation"] = {}, {}
     for what, values in distances.items():
         if not np.isfinite(values).all():
             missing[f"linkage of {what}"] = "an expert's update is zero: it has no direction"
             continue
         results["linkage"][what] = {"names": list(experts.names), "tree": linkage_of(values)}
-        try:
-            if tree is None:
-                raise UserError("no family tree was given (--families)")
-            by_tree = language_distances(experts.languages, tree, experts.names)
-            found = mantel(values, by_tree, permutations, seed)
-            results["language_correlation"][what] = found
-        except UserError as error:
-            missing[f"language_correlation of {what}"] = str(error)
+        for kind, apart in between.items():
+            try:
+                found = mantel(values, apart, permutations, seed)
+                results["language_correlation"].setdefault(what, {})[kind] = found
+            except UserError as error:
+                missing[f"language_correlation of {what} with {kind}"] = str(error)
     return Analysis(
         ABOUT,
         results=results,
         options={"permutations": permutations, "seed": seed},
         not_available=missing,
     )
+
+
+def _between_languages(
+    experts: Experts, tree: str | Path | None, missing: dict[str, str]
+) -> dict[str, np.ndarray]:
+    """Distances of the experts' languages by kind; what could not be had is noted."""
+    found: dict[str, np.ndarray] = {}
+    try:
+        if tree is None:
+            raise UserError("no family tree was given (--families)")
+        found["families"] = language_distances(experts.languages, tree, experts.names)
+    except UserError as error:
+        missing["language_correlation with families"] = str(error)
+    try:
+        found |= uriel_distances(experts.languages, experts.names)
+    except UserError as error:
+        missing["language_correlation with URIEL"] = str(error)
+    return found
 
 
 def _of_updates(experts: Experts) -> dict[str, Any]:

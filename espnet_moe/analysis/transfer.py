@@ -1,6 +1,5 @@
 """What an expert of one language does for another, and how much data a related one saves."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from espnet_moe.analysis.curves import Curves, compare_starts, told
 from espnet_moe.analysis.decodings import DecodedSets
 from espnet_moe.analysis.passes import BASE, Subject, encode, make_batches, token_loss, transcribe
 from espnet_moe.analysis.record import About, Analysis
@@ -227,82 +227,6 @@ def family_contrast(
     }
 
 
-def data_needed(curve: Sequence[tuple[float, float]], target: float) -> float | None:
-    """Hours of data at which a learning curve first reaches a WER.
-
-    Linear in the logarithm of the hours between the measured points, never beyond them.
-
-    Args:
-        curve: Hours and WER of each training, in any order.
-        target: WER.
-
-    Returns:
-        Hours; those of the smallest training where that is good enough; ``None`` where none is.
-
-    Raises:
-        UserError: For no points, hours that are not above 0, or two trainings of the same hours.
-    """
-    points = sorted(curve)
-    hours = [h for h, _ in points]
-    if not points or hours[0] <= 0 or len(set(hours)) < len(hours):
-        raise UserError(f"a learning curve has different hours above 0, these are {hours}")
-    for i, (h, wer) in enumerate(points):
-        if wer <= target:
-            if i == 0:
-                return h
-            earlier, before = points[i - 1]
-            share = (before - target) / (before - wer)
-            return math.exp(math.log(earlier) + share * (math.log(h) - math.log(earlier)))
-    return None
-
-
-def data_saved(
-    scratch: Sequence[tuple[float, float]], transferred: Sequence[tuple[float, float]]
-) -> list[dict[str, float | None]]:
-    """How much less data a transferred expert needs to match each training from scratch.
-
-    Returns:
-        By training from scratch its ``hours`` and ``wer``, the hours ``needed`` after transfer, and
-        the ``factor`` between them (above 1: data are saved); ``None`` where it is never reached.
-    """
-    found: list[dict[str, float | None]] = []
-    for hours, wer in sorted(scratch):
-        needed = data_needed(transferred, wer)
-        factor = None if needed is None else hours / needed
-        found.append({"hours": hours, "wer": wer, "needed": needed, "factor": factor})
-    return found
-
-
-SCRATCH = "scratch"
-
-
-def read_curves(path: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Read learning curves: lines ``language start hours wer``, tab-separated, with a header.
-
-    ``start`` is ``scratch``, or the expert that the training began from.
-
-    Returns:
-        Points by language and start.
-
-    Raises:
-        UserError: For a file that cannot be read or is of another layout.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not lines or lines[0].split("\t") != ["language", "start", "hours", "wer"]:
-        raise UserError(f"{path}: the first line is language, start, hours, wer between tabs")
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for number, line in enumerate(lines[1:], 2):
-        try:
-            language, start, hours, wer = line.split("\t")
-            found.setdefault(language, {}).setdefault(start, []).append((float(hours), float(wer)))
-        except ValueError:
-            raise UserError(f"{path}:{number} is not language, start, hours, wer") from None
-    return found
-
-
 ABOUT = About(
     name="transfer",
     title="Transfer between languages",
@@ -315,8 +239,11 @@ ABOUT = About(
         "other families' languages, "
         "tested one-sided by permuting which language is in which (with few languages the "
         "smallest possible p is large). Intervals: 95 %, bootstrap over utterances, paired "
-        "with the base. Few-shot: hours at which a training after transfer reaches the WER of "
-        "one from scratch, by interpolation in the logarithm of hours."
+        "with the base. Few-shot: trainings of as many steps on parts of a language's "
+        "data, from another language's expert and from scratch; the gain with the same data, and "
+        "the hours at which one after transfer reaches the WER of one from scratch, by "
+        "interpolation in the logarithm of hours. One training each: another seed would tell "
+        "somewhat else, which the intervals do not know."
     ),
     sources=SOURCES,
     units={
@@ -333,7 +260,7 @@ def transfer(
     cells: Mapping[str, Cells],
     languages: Mapping[str, Sequence[str]],
     tree: str | Path | None = None,
-    curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]] | None = None,
+    curves: Curves | None = None,
     prompts: str = "that is spoken",
     missing: Mapping[str, str] | None = None,
     draws: int = 2000,
@@ -345,7 +272,7 @@ def transfer(
         cells: By measure.
         languages: Of every expert.
         tree: YAML of language families.
-        curves: Learning curves, see :func:`read_curves`.
+        curves: Learning curves, see :func:`espnet_moe.analysis.curves.read_curves`.
         prompts: What the decoder was told, for the record.
         missing: What could not be had.
         draws: Of the bootstrap.
@@ -370,19 +297,23 @@ def transfer(
         not_available[WER] = "not asked for (--wer true decodes every language with every expert)"
     few_shot = {}
     for language, by_start in (curves or {}).items():
-        if SCRATCH not in by_start:
-            not_available[f"few_shot of {language}"] = "no curve from scratch to compare with"
-            continue
-        few_shot[language] = {
-            start: data_saved(by_start[SCRATCH], points)
-            for start, points in by_start.items()
-            if start != SCRATCH
-        }
+        try:
+            few_shot[language] = compare_starts(by_start)
+        except UserError as error:
+            not_available[f"few_shot of {language}"] = str(error)
     if not curves:
-        not_available["few_shot"] = "no learning curves were given (--curves)"
+        not_available["few_shot"] = (
+            "no learning curves were given (--curves); where conf/grid.yaml has the grid transfer, "
+            "./grid.sh --grid transfer trains for them, and then stage 12 reads them"
+        )
     return Analysis(
         ABOUT,
-        results={"tables": tables, "families": contrasts, "few_shot": few_shot},
+        results={
+            "tables": tables,
+            "families": contrasts,
+            "curves": told(curves or {}),
+            "few_shot": few_shot,
+        },
         options={"prompt": f"the language {prompts}", "draws": draws, "seed": seed},
         not_available=not_available,
     )

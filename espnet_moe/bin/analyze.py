@@ -324,7 +324,9 @@ def _transfer_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--baseline", default="baseline", help="system of the base alone")
     parser.add_argument(
-        "--curves", type=Path, help="learning curves: language, start, hours, wer between tabs"
+        "--curves",
+        type=Path,
+        help="learning curves: language, start, hours, wer (and low, high) between tabs",
     )
 
 
@@ -342,7 +344,8 @@ def _transfer(args: argparse.Namespace) -> "Analysis":
         --inference_tag decode_greedy --fixed hi=fixed_hi it=fixed_it \
         --families conf/families.yaml --out exp/analysis
     """
-    from espnet_moe.analysis.transfer import read_all, read_curves, run_all, transfer
+    from espnet_moe.analysis.curves import read_curves
+    from espnet_moe.analysis.transfer import read_all, run_all, transfer
     from espnet_moe.analysis.updates import parse_folders, read_experts
 
     curves = read_curves(args.curves) if args.curves else None
@@ -376,28 +379,50 @@ def _probing_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max_tokens", type=count, default=3000, help="words or frames of each language, at most"
     )
+    for what in ("words", "phones"):
+        parser.add_argument(
+            f"--{what}",
+            nargs="+",
+            type=Path,
+            default=[],
+            help=f"their times, in place of those in --data: CTM files, or folders of TextGrids "
+            f"called by utterance ids, with a tier '{what}'",
+        )
+    parser.add_argument(
+        "--features", type=Path, help="of phones that are not in IPA: phone, feature … between tabs"
+    )
 
 
 def _probing(args: argparse.Namespace) -> "Analysis":
     r"""What linear probes read from encoder layers, with and without the expert.
 
-    The data need word timings (words.ctm); with those of phones in IPA (phones.ctm) frames are
-    probed.
+    The data need word timings (words.ctm, or --words); with those of phones in IPA (phones.ctm, or
+    --phones) frames are probed. All times are those of the formatted audio.
 
     Example:
       python -m espnet_moe.bin.analyze probing --backbone whisper_mini --utterances 120 \
         --experts hi=exp/expert_hi/expert it=exp/expert_it/expert \
         --data dump/raw/test_hi dump/raw/test_it --out exp/analysis
+      python -m espnet_moe.bin.analyze probing --backbone whisper_mini --data dump/raw/test_en \
+        --experts en=exp/expert_en/expert --words aligned --phones aligned \
+        --features arpabet.tsv --out exp/analysis
     """
+    from espnet_moe.analysis.phones import read_features
     from espnet_moe.analysis.probing import probing, read_timings
+    from espnet_moe.analysis.timings import read_given
     from espnet_moe.analysis.updates import parse_folders, read_experts
+    from espnet_moe.data.datadir import load_datadir
 
     languages = read_experts(parse_folders(args.experts)).languages
     words, phones = read_timings(args.data)
+    table = read_features(args.features) if args.features else None
+    ids = {utt.utt_id for folder in args.data for utt in load_datadir(folder).utterances}
+    words |= read_given(args.words, ("words", "word"), ids)
+    phones |= read_given(args.phones, ("phones", "phone"), ids)
     subject, drawn = _subject(args)
     return probing(
         *(subject, drawn, languages, words, phones, args.classes, args.max_tokens),
-        *(args.batch_size, args.resamples, args.seed),
+        *(args.batch_size, args.resamples, args.seed, table),
     )
 
 

@@ -2,7 +2,9 @@
 
 list      the experiments that are not finished, a name a line, after writing <folder>/options
 finish    note that an experiment's results are of its options
-report    tables and a picture of the finished ones: <exp>/<grid>/report.md, report.csv, wer.png
+report    tables and a picture of the finished ones: <exp>/<grid>/report.md, report.csv, wer.png; of
+          a grid with the axis start learning curves, too: curves_<backbone>.tsv, which
+          `analyze transfer --curves` reads
 """
 
 import argparse
@@ -15,7 +17,15 @@ from espnet_moe.config import ConfigError
 from espnet_moe.data.files import write_text
 from espnet_moe.grid import read_grid
 from espnet_moe.report.aggregate import to_csv
-from espnet_moe.report.grid import domain_table, draw, parameter_table, read_finished, wer_table
+from espnet_moe.report.grid import (
+    CURVES,
+    domain_table,
+    draw,
+    learning_curves,
+    parameter_table,
+    read_finished,
+    wer_table,
+)
 
 DOMAINS = "Sets of corpora that the training has heard, against those that it has not"
 
@@ -74,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
         write_text(folder / "report.md", "\n".join(part for part in parts if part))
         write_text(folder / "report.csv", to_csv(wer))
+        for backbone, rows in learning_curves(finished, args.system[0]).items():
+            lines = ["\t".join(row) for row in (CURVES, *rows)]
+            write_text(folder / f"curves_{backbone}.tsv", "\n".join(lines) + "\n")
         tables = [wer, *([] if domains is None else [domains]), parameters]
         print("\n".join(table.to_text() for table in tables) + count)
         print(f"written: {folder}/report.md, report.csv" + (", wer.png" if picture else ""))

@@ -9,7 +9,7 @@
       utt2num_samples, text.raw              (after formatting)
       skipped.tsv    utt_id<TAB>reason       (utterances lost on the way, if any)
       corpus         what it is of, a line each, such as Common Voice 26.0-2026-06-12
-      text.alt text.ctc words.ctm utt2segments utt2experts utt2weight
+      text.alt text.ctc words.ctm phones.ctm utt2segments utt2experts utt2weight
                                              (see ``espnet_moe.data.extras``)
 
 Lines are sorted as ``LC_ALL=C sort`` does.

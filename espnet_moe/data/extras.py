@@ -3,12 +3,14 @@
     text.alt       utt_id transcript that is right too     (as many lines an utterance as there are)
     text.ctc       utt_id what a CTC branch is to hear     (where not the text; <na>: nothing)
     words.ctm      utt_id 1 start duration word            (seconds; NIST's CTM, channel 1)
+    phones.ctm     utt_id 1 start duration phone           (likewise; IPA)
     utt2segments   utt_id start:end:language …             (seconds; which language is spoken when)
     utt2experts    utt_id expert:weight …
     utt2weight     utt_id weight                           (of the utterance in the training loss)
 
-The first four may leave utterances out; the last two list all, or are not there. Lines are sorted
-by utterance id as ``LC_ALL=C sort`` does; alternatives, words and segments keep their order.
+The first five may leave utterances out; the last two list all, or are not there. Lines are sorted
+by utterance id as ``LC_ALL=C sort`` does; an utterance's alternatives, words, phones and segments
+keep their order.
 """
 
 import math
@@ -20,22 +22,26 @@ from pathlib import Path
 from espnet_moe.data.files import DataDirError, listed, read_lines, write_text
 from espnet_moe.data.utterance import Seconds
 
-EXTRA_FILES = ("text.alt", "text.ctc", "words.ctm", "utt2segments", "utt2experts", "utt2weight")
+EXTRA_FILES = (
+    *("text.alt", "text.ctc", "words.ctm", "phones.ctm"),
+    *("utt2segments", "utt2experts", "utt2weight"),
+)
 
 NOTHING = "<na>"  # OWSM's symbol for a text that is not there
 
+_CTM = {"words.ctm": "timings", "phones.ctm": "phones"}  # attributes of Extras
 _CHANNEL = "1"  # of a CTM: recordings are mono
 _TOLERANCE: Seconds = 0.005  # times are written in milliseconds
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word's place in its recording.
+    """A word's or a phone's place in its recording.
 
     Attributes:
         start: Seconds from the beginning of the audio.
         duration: Seconds.
-        word: As the transcript has it.
+        word: As the transcript has it; the symbol of a phone.
     """
 
     start: Seconds
@@ -72,6 +78,7 @@ class Extras:
         ctc: What a CTC branch is to hear, where it is not the text (``text.ctc``);
             :data:`NOTHING`: the utterance has no part in its loss.
         timings: The words in their order (``words.ctm``).
+        phones: The phones in their order (``phones.ctm``); there may be pauses between them.
         segments: The languages in their order, without gaps (``utt2segments``).
         experts: ``name:weight name:weight …`` as written (``utt2experts``).
         weights: In the training loss (``utt2weight``).
@@ -80,6 +87,7 @@ class Extras:
     alternatives: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ctc: Mapping[str, str] = field(default_factory=dict)
     timings: Mapping[str, tuple[Word, ...]] = field(default_factory=dict)
+    phones: Mapping[str, tuple[Word, ...]] = field(default_factory=dict)
     segments: Mapping[str, tuple[Segment, ...]] = field(default_factory=dict)
     experts: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -131,10 +139,11 @@ def write_extras(path: Path, extras: Extras, utt_ids: Iterable[str]) -> None:
         lines["text.alt"] += [f"{key} {text}" for text in extras.alternatives.get(key, ())]
         if key in extras.ctc:
             lines["text.ctc"].append(f"{key} {extras.ctc[key]}")
-        lines["words.ctm"] += [
-            f"{key} {_CHANNEL} {word.start:.3f} {word.duration:.3f} {word.word}"
-            for word in extras.timings.get(key, ())
-        ]
+        for name, attribute in _CTM.items():
+            lines[name] += [
+                f"{key} {_CHANNEL} {word.start:.3f} {word.duration:.3f} {word.word}"
+                for word in getattr(extras, attribute).get(key, ())
+            ]
         if key in extras.segments:
             values = (f"{s.start:.3f}:{s.end:.3f}:{s.language}" for s in extras.segments[key])
             lines["utt2segments"].append(f"{key} {' '.join(values)}")
@@ -144,9 +153,10 @@ def write_extras(path: Path, extras: Extras, utt_ids: Iterable[str]) -> None:
             lines["utt2weight"].append(f"{key} {extras.weights[key]:g}")
     # Read as they will be read, so that nothing is written that is then refused.
     problems = [
-        f"words.ctm: '{word.word}' of {key} is empty or holds white space"
+        f"{name}: '{word.word}' of {key} is empty or holds white space"
+        for name, attribute in _CTM.items()
         for key in ordered
-        for word in extras.timings.get(key, ())
+        for word in getattr(extras, attribute).get(key, ())
         if word.word.split() != [word.word]
     ]
     for name, rows in lines.items():
@@ -180,6 +190,7 @@ def read_extras(path: Path, utt_ids: Collection[str], problems: list[str]) -> Ex
         alternatives=found.get("text.alt", {}),
         ctc={key: rows[0] for key, rows in found.get("text.ctc", {}).items()},
         timings=found.get("words.ctm", {}),
+        phones=found.get("phones.ctm", {}),
         segments=found.get("utt2segments", {}),
         experts={key: rows[0] for key, rows in found.get("utt2experts", {}).items()},
         weights={key: rows[0] for key, rows in found.get("utt2weight", {}).items()},
@@ -200,8 +211,12 @@ def extras_problems(
     for key, words in extras.timings.items():
         if key in texts and " ".join(word.word for word in words) != texts[key]:
             problems.append(f"words.ctm: the words of {key} are not its text")
-        if words[-1].end > durations.get(key, math.inf) + _TOLERANCE:
-            problems.append(f"words.ctm: {key} ends after its audio ({durations[key]:.3f} s)")
+    for name, attribute in _CTM.items():
+        problems += [
+            f"{name}: {key} ends after its audio ({durations[key]:.3f} s)"
+            for key, words in getattr(extras, attribute).items()
+            if words[-1].end > durations.get(key, math.inf) + _TOLERANCE
+        ]
     for key, segments in extras.segments.items():
         ends = [0.0, *(segment.end for segment in segments)]
         if any(abs(s.start - end) > _TOLERANCE for s, end in zip(segments, ends, strict=False)):
@@ -217,7 +232,7 @@ def _parse(
     """Read the lines of one file; note what is wrong with them."""
     known = set(utt_ids)
     table: dict[str, list[object]] = defaultdict(list)
-    several = name in ("text.alt", "words.ctm")
+    several = name in ("text.alt", *_CTM)
     for number, line in lines:
         key, *rest = line.split(maxsplit=1)
         where = f"{name}:{number}: {key}"
@@ -233,11 +248,12 @@ def _parse(
                 table[key].append(value)
             except ValueError as error:
                 problems.append(f"{where}: {error}")
-    if name == "words.ctm":
+    if name in _CTM:
         for key, words in table.items():
             starts = [word.start for word in words]  # type: ignore[attr-defined]
             if starts != sorted(starts):
-                problems.append(f"{name}: the words of {key} are not in the order of their times")
+                what = name.removesuffix(".ctm")
+                problems.append(f"{name}: the {what} of {key} are not in the order of their times")
     if name in ("utt2experts", "utt2weight"):
         problems += [f"{name} lacks {key}, which wav.scp has" for key in sorted(known - set(table))]
     if name == "utt2segments":
@@ -248,7 +264,7 @@ def _parse(
 def _word(value: str) -> Word:
     values = value.split()
     if len(values) not in (4, 5):  # a fifth is the recogniser's confidence
-        raise ValueError(f"'{value}' is not '{_CHANNEL} start duration word'")
+        raise ValueError(f"'{value}' is not '{_CHANNEL} start duration label'")
     return Word(_seconds(values[1]), _seconds(values[2]), values[3])
 
 
@@ -279,6 +295,7 @@ _VALUES: dict[str, Callable[[str], object]] = {
     "text.alt": str,
     "text.ctc": str,
     "words.ctm": _word,
+    "phones.ctm": _word,
     "utt2segments": _segments,
     "utt2experts": str,
     "utt2weight": _seconds,

@@ -21,9 +21,9 @@ def format_extras(
 
     Alternatives are normalised as the transcripts are, and left out where nothing is left of them
     or they are the transcript; what a CTC branch is to hear is normalised, too. Times are moved by
-    what was cut at the beginning and kept within the audio. Words are normalised one by one; an
-    utterance whose words are not its transcript then (a number written out, for one) loses its
-    times, and the log counts such utterances.
+    what was cut at the beginning and kept within the audio; phones that were cut are left out.
+    Words are normalised one by one; an utterance whose words are not its transcript then (a number
+    written out, for one) loses their times, and the log counts such utterances.
 
     Args:
         data: The set before formatting.
@@ -41,7 +41,7 @@ def format_extras(
         for key, heard in data.ctc.items()
         if key in texts
     }
-    timings, segments, lost = {}, {}, []
+    timings, phones, segments, lost = {}, {}, {}, []
     for key, outcome in outcomes.items():
         cut, length = (outcome.cut or 0) / SAMPLE_RATE, outcome.samples / SAMPLE_RATE
         if key in data.timings:
@@ -50,6 +50,9 @@ def format_extras(
                 timings[key] = tuple(_moved(word, cut, length) for word in words)
             else:
                 lost.append(key)
+        if key in data.phones:
+            moved = (_moved(phone, cut, length) for phone in data.phones[key])
+            phones[key] = tuple(phone for phone in moved if phone.duration > 0)
         if key in data.segments:
             segments[key] = _moved_segments(data.segments[key], cut, length)
     if lost:
@@ -63,6 +66,7 @@ def format_extras(
         alternatives=alternatives,
         ctc=ctc,
         timings=timings,
+        phones={key: kept for key, kept in phones.items() if kept},
         segments=segments,
         experts=data.experts,
         weights=data.weights,

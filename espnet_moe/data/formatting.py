@@ -3,7 +3,7 @@
 dump/raw/<set>/
   wav.scp text utt2spk …      as in ``espnet_moe.data.datadir``; text is normalised
   text.raw                    the transcripts as the corpus has them
-  text.alt words.ctm …        normalised too; words' times are those of the formatted audio
+  text.alt words.ctm …        normalised too; times are those of the formatted audio
   skipped.tsv                 utt_id<TAB>reason for each utterance left out
   data/<two hex digits>/<utt_id>.flac       (none where the corpus's own file is as it should be)
   data/.journal/*.jsonl       what is finished, for a run that is killed and started again
@@ -126,7 +126,8 @@ def format_datadir(
     bad = {key: "text is empty after normalisation" for key, text in texts.items() if not text}
 
     jobs = _jobs([utt for utt in data.utterances if utt.utt_id not in bad], target, options)
-    finished = _finished(jobs, target / "data", data.timings.keys() | data.segments)
+    timed = {*data.timings, *data.phones, *data.segments}
+    finished = _finished(jobs, target / "data", timed)
     todo = [job for job in jobs if job.utt_id not in finished]
     if finished and todo:
         logger.info("%s: %d of %d files are finished already", target, len(finished), len(jobs))
@@ -216,7 +217,7 @@ def _file_name(utt_id: str) -> str:
 def _finished(jobs: list[Job], folder: Path, timed: Collection[str]) -> dict[str, Outcome]:
     """What an earlier run finished, with the same input and options, and whose file is there.
 
-    Of utterances with times of words or segments (``timed``) it must have noted what was cut, too.
+    Of utterances with times (``timed``) it must have noted what was cut, too.
     """
     journal = read_journal(folder)
     sizes = file_sizes(job.output for job in jobs)

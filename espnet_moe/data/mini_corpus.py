@@ -2,8 +2,8 @@
 
 The same options give the same files. The splits have no voice and no sentence in common. The two
 layouts of a language have no sentence in common either, whatever their seeds and sizes, so that one
-may train on both. Beside what the real corpora hold lie the manifest and the words' times
-(`corpora.alignments`).
+may train on both. Beside what the real corpora hold lie the manifest and the times of
+words and phones (`corpora.alignments`).
 """
 
 import hashlib
@@ -20,7 +20,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from espnet_moe.data.corpora.alignments import ALIGNMENTS, write_alignments
+from espnet_moe.data.corpora.alignments import (
+    ALIGNMENTS,
+    PHONE_ALIGNMENTS,
+    write_alignments,
+)
 from espnet_moe.data.extras import Word
 from espnet_moe.data.files import listed, write_text
 from espnet_moe.data.mini_commonvoice import FIRST_TELUGU_RELEASE, RELEASES, CommonVoice
@@ -139,7 +143,9 @@ def make_mini_corpus(options: MiniCorpusOptions, out: str | Path, num_jobs: int 
     out = Path(out)
     layout = layout_of(options)
     manifest = out / layout.folders[0] / MANIFEST
-    alignments = [out / folder / ALIGNMENTS for folder in layout.folders]
+    alignments = [
+        out / folder / name for folder in layout.folders for name in (ALIGNMENTS, PHONE_ALIGNMENTS)
+    ]
     parameters = _parameters(options)
     # A corpus of an earlier version lacks the alignments alone.
     whole = all(path.is_file() for path in alignments)
@@ -150,11 +156,12 @@ def make_mini_corpus(options: MiniCorpusOptions, out: str | Path, num_jobs: int 
     recordings = plan(options)
     try:
         _claim([out / folder for folder in layout.folders], parameters)
-        durations, timings = _record_all(options, layout, recordings, out, num_jobs)
+        durations, words, phones = _record_all(options, layout, recordings, out, num_jobs)
         for name, content in layout.tables(recordings, durations).items():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             write_text(out / name, content)
-        _write_alignments(layout, timings, out)
+        _write_alignments(layout, words, out, ALIGNMENTS)
+        _write_alignments(layout, phones, out, PHONE_ALIGNMENTS)
         document = {"parameters": parameters, "sections": _summary(durations)}
         write_text(manifest, json.dumps(document, indent=2) + "\n")
         unfinished.unlink(missing_ok=True)
@@ -286,7 +293,7 @@ def _record_all(
     recordings: Sequence[Recording],
     out: Path,
     num_jobs: int,
-) -> tuple[Durations, Timings]:
+) -> tuple[Durations, Timings, Timings]:
     """Make all audio files that are not there, in processes of their own; say what is in all."""
     clips = layout.clips(recordings)
     scope = f"{options.seed}/{options.layout}/{options.lang}"
@@ -315,8 +322,9 @@ def _record_all(
             "Start again: what is done is kept"
         ) from error
     durations = {c.recording: file.duration for c, file in zip(clips, files, strict=True)}
-    timings = {c.path: file.words for c, file in zip(clips, files, strict=True)}
-    if lost := [path for path, words in timings.items() if not words]:
+    words = {c.path: file.words for c, file in zip(clips, files, strict=True)}
+    phones = {c.path: file.phones for c, file in zip(clips, files, strict=True)}
+    if lost := [path for path, own in words.items() if not own]:
         logger.warning(
             "%s: espeak-ng does not tell the words of %d of %d clips apart: %s",
             out / layout.folders[0],
@@ -324,18 +332,18 @@ def _record_all(
             len(clips),
             listed(lost, ", "),
         )
-    return durations, timings
+    return durations, words, phones
 
 
-def _write_alignments(layout: Layout, timings: Timings, out: Path) -> None:
-    """Write word times into each of the layout's folders, for the clips below it."""
+def _write_alignments(layout: Layout, timings: Timings, out: Path, name: str) -> None:
+    """Write times of words or phones into each of the layout's folders, for the clips below it."""
     for folder in layout.folders:
         inside = {
-            path.removeprefix(f"{folder}/"): words
-            for path, words in timings.items()
+            path.removeprefix(f"{folder}/"): own
+            for path, own in timings.items()
             if path.startswith(f"{folder}/")
         }
-        write_alignments(out / folder / ALIGNMENTS, inside)
+        write_alignments(out / folder / name, inside)
 
 
 def _summary(durations: Durations) -> dict[str, dict[str, float]]:

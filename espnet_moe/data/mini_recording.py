@@ -6,7 +6,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ import soundfile
 
 from espnet_moe.data.extras import Word
 from espnet_moe.data.files import write_bytes
-from espnet_moe.data.mini_voices import Synthesizer, Voice, WordEvent, add_noise
+from espnet_moe.data.mini_voices import PhoneEvent, Synthesizer, Voice, WordEvent, add_noise
 from espnet_moe.data.utterance import Seconds
 from espnet_moe.errors import UserError
 
@@ -72,10 +72,12 @@ class Take:
     Attributes:
         samples: ``(samples,)`` float32 in [-1, 1], as many as last a multiple of 10 ms.
         words: The sentence's words in the samples; empty where espeak-ng does not tell them apart.
+        phones: Its phones in the samples, IPA.
     """
 
     samples: Samples
     words: tuple[Word, ...]
+    phones: tuple[Word, ...]
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,12 @@ class Recorded:
     Attributes:
         duration: Before encoding, seconds.
         words: The sentence's words in the file as it is decoded; may be empty.
+        phones: Likewise.
     """
 
     duration: Seconds
     words: tuple[Word, ...]
+    phones: tuple[Word, ...]
 
 
 def draw_of(*key: object) -> np.random.Generator:
@@ -121,8 +125,8 @@ def record(job: Job) -> Recorded:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, encode(take.samples, job.rate, path.suffix))
     delay = _DELAYS.get(path.suffix, 0) / job.rate
-    words = tuple(replace(word, start=word.start + delay) for word in take.words)
-    return Recorded(len(take.samples) / job.rate, words)
+    words, phones = _later(take.words, delay), _later(take.phones, delay)
+    return Recorded(len(take.samples) / job.rate, words, phones)
 
 
 def perform(job: Job) -> Take:
@@ -134,21 +138,23 @@ def perform(job: Job) -> Take:
         pitch=min(99, round(job.voice.pitch * pitch)),
         speed=round(job.voice.speed * speed),
     )
-    speech, events = _speak_afresh(job.text, job.language, voice, job.rate)
+    speech, word_events, phone_events = _speak_afresh(job.text, job.language, voice, job.rate)
     speech = speech * np.float32(draw.uniform(*PEAK) / np.abs(speech).max())
     end = 1 + int(np.flatnonzero(np.abs(speech) > _QUIET * np.abs(speech).max())[-1])
     before, after = (draw.uniform(0, MAX_SILENCE, size=2) * job.rate).astype(int)
-    words = tuple(
-        replace(word, start=word.start + before / job.rate)
-        for word in align(job.text, events, end / job.rate)
-    )
+    words = _later(align(job.text, word_events, end / job.rate), before / job.rate)
+    phones = _later(place_phones(phone_events, speech[:end], job.rate), before / job.rate)
     after += -(before + len(speech) + after) % (job.rate // _HOPS_PER_SECOND)
     speech = np.pad(speech, (before, after))
     if draw.random() < NOISY_SHARE:
         speech = add_noise(speech, draw.uniform(*SNR), draw)
     if job.street:
         speech = add_noise(speech, draw.uniform(*STREET_SNR), draw)
-    return Take(np.clip(speech, -1.0, 1.0), words)
+    return Take(np.clip(speech, -1.0, 1.0), words, phones)
+
+
+def _later(words: Iterable[Word], seconds: Seconds) -> tuple[Word, ...]:
+    return tuple(replace(word, start=word.start + seconds) for word in words)
 
 
 def align(text: str, events: Sequence[WordEvent], end: Seconds) -> tuple[Word, ...]:
@@ -179,6 +185,39 @@ def align(text: str, events: Sequence[WordEvent], end: Seconds) -> tuple[Word, .
     return tuple(
         Word(start, end - start, word)
         for start, end, (_, _, word) in zip(starts, ends, spans, strict=True)
+    )
+
+
+def place_phones(events: Sequence[PhoneEvent], speech: Samples, rate: int) -> tuple[Word, ...]:
+    """Give phones their stretches of the speech.
+
+    A phone lasts to the next event. Silence before a phone is its own (espeak-ng tells the release
+    of a stop, whose closure would else be the vowel's before it), but no more than half of the time
+    since the event before.
+
+    Args:
+        events: Where the synthesizer began phones and pauses, in their order.
+        speech: ``(samples,)``, to its last sound.
+        rate: Hz.
+
+    Returns:
+        The phones, without overlaps; none where the events are out of order.
+    """
+    times = [event.start for event in events]
+    if times != sorted(times):
+        return ()
+    loud = np.flatnonzero(np.abs(speech) > _QUIET * np.abs(speech).max())
+    starts = times.copy()
+    for i in range(1, len(events)):
+        if events[i].symbol and events[i - 1].symbol:
+            last = np.searchsorted(loud, times[i] * rate) - 1  # sound before the event
+            silent_from = (loud[last] + 1) / rate if last >= 0 else 0.0
+            starts[i] = min(times[i], max(silent_from, (times[i - 1] + times[i]) / 2))
+    ends = [*starts[1:], len(speech) / rate]
+    return tuple(
+        Word(float(start), float(min(end, len(speech) / rate) - start), event.symbol)
+        for event, start, end in zip(events, starts, ends, strict=True)
+        if event.symbol and min(end, len(speech) / rate) > start
     )
 
 
@@ -228,7 +267,7 @@ def _engine() -> Synthesizer:
 
 def _speak_afresh(
     text: str, language: str, voice: Voice, rate: int
-) -> tuple[Samples, list[WordEvent]]:
+) -> tuple[Samples, list[WordEvent], list[PhoneEvent]]:
     """Speak in a child process, from the state espeak-ng was in before its first sentence.
 
     It carries echo, flutter and breath over from each sentence to the next, and cannot be reset:
@@ -243,8 +282,9 @@ def _speak_afresh(
             os.close(reader)
             with os.fdopen(writer, "wb") as stream:
                 samples = speak.at(rate, text, language, voice).astype("<f4")
-                events = [(event.position, event.start) for event in speak.words]
-                stream.write(json.dumps(events).encode() + b"\n")
+                words = [(event.position, event.start) for event in speak.words]
+                phones = [(event.symbol, event.start) for event in speak.phones]
+                stream.write(json.dumps([words, phones]).encode() + b"\n")
                 stream.write(samples.tobytes())
             status = 0
         finally:
@@ -257,4 +297,9 @@ def _speak_afresh(
             f"espeak-ng could not speak '{text}' ({language}, voice {voice.variant}); is the "
             "package espeakng-loader whole?"
         )
-    return np.frombuffer(data, "<f4"), [WordEvent(*event) for event in json.loads(header)]
+    words, phones = json.loads(header)
+    return (
+        np.frombuffer(data, "<f4"),
+        [WordEvent(*event) for event in words],
+        [PhoneEvent(*event) for event in phones],
+    )

@@ -28,8 +28,11 @@ _FAMILIES = ("robosoft", "klatt", "iven", "RicishayMax")
 
 _RATE, _PITCH = 1, 3  # espeak_PARAMETER
 _SYNCHRONOUS, _DONT_EXIT = 2, 0x8000
+_PHONEME_EVENTS, _IPA = 1, 2  # options of espeak_Initialize: neither changes a sample
 _UTF8 = 1
-_LIST_END, _WORD = 0, 1  # espeak_EVENT_TYPE
+_LIST_END, _WORD, _PHONEME = 0, 1, 7  # espeak_EVENT_TYPE
+# What espeak-ng writes where its table of a language lacks the symbol of the IPA.
+_NOT_IPA = {"r.": "ɽ"}
 
 
 class _Event(ctypes.Structure):
@@ -43,7 +46,7 @@ class _Event(ctypes.Structure):
         ("audio_position", ctypes.c_int),  # milliseconds
         ("sample", ctypes.c_int),
         ("user_data", ctypes.c_void_p),
-        ("id", ctypes.c_char * 8),
+        ("id", ctypes.c_char * 8),  # of a phoneme its symbol, UTF-8
     ]
 
 
@@ -57,6 +60,21 @@ class WordEvent:
     """
 
     position: int
+    start: Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class PhoneEvent:
+    """Where espeak-ng begins a phone, or a pause.
+
+    Attributes:
+        symbol: IPA without stress, as broad as espeak-ng is (dental stops of Hindi are ``t``,
+            ``d``); empty for a pause.
+        start: Seconds from the beginning of the speech. Of a vowel it is behind the transition from
+            the consonant before it, of a stop its release.
+    """
+
+    symbol: str
     start: Seconds
 
 
@@ -141,6 +159,7 @@ class Synthesizer:
         sample_rate: Of the engine, 22050 Hz.
         words: Where the words of the last text begin. The engine may say two as one, or one in
             parts.
+        phones: Where its phones and pauses begin.
     """
 
     def __init__(self) -> None:
@@ -148,11 +167,14 @@ class Synthesizer:
 
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         data = espeakng_loader.get_data_path().encode()
-        self.sample_rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, data, _DONT_EXIT)
+        self.sample_rate = self._library.espeak_Initialize(
+            _SYNCHRONOUS, 0, data, _DONT_EXIT | _PHONEME_EVENTS | _IPA
+        )
         if self.sample_rate <= 0:
             raise UserError("espeak-ng could not be started: is the package espeakng-loader whole?")
         self._chunks: list[np.ndarray] = []
         self.words: list[WordEvent] = []
+        self.phones: list[PhoneEvent] = []
         samples = ctypes.POINTER(ctypes.c_short)
         events = ctypes.POINTER(_Event)
         prototype = ctypes.CFUNCTYPE(ctypes.c_int, samples, ctypes.c_int, events)
@@ -170,9 +192,12 @@ class Synthesizer:
             self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
         index = 0
         while events and (event := events[index]).type != _LIST_END:
+            start = event.sample / self.sample_rate
             if event.type == _WORD:
-                start = event.sample / self.sample_rate
                 self.words.append(WordEvent(event.text_position - 1, start))
+            elif event.type == _PHONEME:
+                symbol = event.id.decode(errors="ignore").lstrip("ˈˌ")
+                self.phones.append(PhoneEvent(_NOT_IPA.get(symbol, symbol), start))
             index += 1
         return 0
 
@@ -204,6 +229,7 @@ class Synthesizer:
             raise UserError(f"no voice for '{language}': choose one of {', '.join(LANGUAGES)}")
         self._chunks.clear()
         self.words.clear()
+        self.phones.clear()
         self._library.espeak_SetVoiceByName(f"{language}+{voice.variant}".encode())
         self._library.espeak_SetParameter(_RATE, voice.speed, 0)
         self._library.espeak_SetParameter(_PITCH, voice.pitch, 0)

@@ -258,7 +258,27 @@ def _transfer(results: Content, arrays: Mapping[str, np.ndarray]) -> dict[str, D
         wanted[measure] = partial(
             heat_maps, maps=rates, high=max(known) or 1.0, labels=axes, decimals=decimals
         )
+    if results.get("curves"):
+        wanted["curves"] = partial(_curves, curves=results["curves"])
     return wanted
+
+
+def _curves(figure: Any, curves: Mapping[str, Mapping[str, Sequence[Content]]]) -> None:
+    """A panel a language: WER by hours of training data, a line for what trainings began from."""
+    starts = list(dict.fromkeys(start for own in curves.values() for start in own))
+    for axes, (language, own) in zip(panels(figure, len(curves)), curves.items(), strict=True):
+        for start, points in own.items():
+            hours, wers = ([point[key] for point in points] for key in ("hours", "wer"))
+            ends = [point.get("interval", (point["wer"],) * 2) for point in points]
+            spread = np.abs(np.array(ends).T - np.array(wers))
+            color = f"C{starts.index(start)}"
+            label = start if start == "scratch" else f"from {start}"
+            axes.errorbar(hours, wers, spread, color=color, marker="o", capsize=2, label=label)
+        axes.set_xscale("log")
+        axes.set_ylim(bottom=0)
+        axes.set(title=language, xlabel="hours of training data", ylabel="WER, %")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
 
 
 def _sides(table: Content) -> dict[str, Any]:

@@ -117,6 +117,37 @@ def parameter_table(finished: Sequence[Finished], systems: Sequence[str]) -> Tab
     return Table((*axes, "system", "own parameters", "parameters in all", "mean WER"), tuple(lines))
 
 
+CURVES = ("language", "start", "hours", "wer", "low", "high")
+
+
+def learning_curves(finished: Sequence[Finished], system: str) -> dict[str, list[tuple[str, ...]]]:
+    """Read how a language's WER falls with its data, of a grid with the axis ``start``.
+
+    Args:
+        finished: Each of one language, which ``langs`` names; hours are those of its training set.
+        system: Whose WER.
+
+    Returns:
+        By the name of the backbone rows of :data:`CURVES`, with the bootstrap interval; nothing for
+        a grid without that axis.
+    """
+    curves: dict[str, list[tuple[str, ...]]] = {}
+    for one in finished:
+        experiment, values = one.experiment, one.experiment.values
+        if "start" not in values:
+            continue
+        lang = experiment.options["langs"]
+        data = experiment.folder / "assign_language" / "data" / f"train_{lang}" / "utt2dur"
+        hours = sum(float(line.split()[1]) for line in data.read_text().splitlines()) / 3600
+        backbone = Path(experiment.options.get("backbone", "")).name
+        for row in _plain(one.results):
+            if (row["system"], row["set"]) == (system, f"test_{lang}"):
+                numbers = (hours, row["wer"], *row["wer_ci"])
+                line = (lang, values["start"], *(f"{number:.4f}" for number in numbers))
+                curves.setdefault(backbone, []).append(line)
+    return curves
+
+
 def draw(finished: Sequence[Finished], systems: Sequence[str], path: Path) -> bool:
     """Draw the WER of every row of the table over the last axis, with its intervals.
 

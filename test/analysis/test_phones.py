@@ -23,6 +23,8 @@ def test_features_of_the_chart():
         "nasal": "false",
     }
     assert phone("g") == phone("ɡ") and phone("t͡ʃ") == phone("tʃ")
+    assert phone("ˈiː") == phone("iː") and phone("ç").place == phone("ɟ").place == "palatal"
+    assert phone("aɪ") is None, "a diphthong has no one place in the chart"
     assert phone("ã").nasal and phone("?") is None and features("?") == {}
 
 

@@ -1,5 +1,6 @@
 """Linear probes on planted labels, and chance where there is nothing to read."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from espnet_moe.analysis.probing import (
 )
 from espnet_moe.analysis.timings import Span, read_ctm, spans_of
 from espnet_moe.analysis.tokens import Tokens, collect, frame_spans, onsets
+from espnet_moe.bin.analyze import main
 from espnet_moe.data.extras import Word
 from espnet_moe.errors import UserError
 
@@ -140,7 +142,29 @@ def test_phone_timings_are_probed_frame_by_frame(tiny_folder, save_random, make_
     assert ("kind", "phones") in rows and ("manner", "phones") in rows
     assert {row["train"] + row["test"] for row in found.results["rows"]} == {400, 300}
     assert "no word timings" in found.not_available["words of hi"]
-    assert "phones" not in found.not_available
+    assert "phones of hi" not in found.not_available
+    assert found.options["features of"] == {"hi": "frames, by the times of phones"}
+
+
+def test_phones_of_a_table_and_outside_it(tiny_folder, save_random, make_datadir, tmp_path):
+    """An aligner's own symbols have the features that its table says, and others have none."""
+    folders = save_random("hi", "it")
+    data = make_datadir(tmp_path / "test_hi", {"hi": 30})
+    ids = [line.split()[0] for line in (data / "utt2spk").read_text().splitlines()]
+    (data / "utt2spk").write_text("".join(f"{i} {i[:-1]}\n" for i in ids))  # three of them
+    lines = [f"{i} 1 0 0.2 {('PP', 'AA')[n % 2]}\n{i} 1 0.2 0.1 spn\n" for n, i in enumerate(ids)]
+    (tmp_path / "mine.ctm").write_text("".join(lines))
+    (tmp_path / "table.tsv").write_text("phone\tloud\nPP\tno\nAA\tyes\n")
+    words = ["probing", "--backbone", str(tiny_folder), "--data", str(data), "--device", "cpu"]
+    words += ["--experts", *(f"{name}={folder}" for name, folder in folders.items())]
+    words += ["--phones", str(tmp_path / "mine.ctm"), "--out", str(tmp_path / "out")]
+    main([*words, "--features", str(tmp_path / "table.tsv")])
+    content = json.loads((tmp_path / "out" / "probing.json").read_text())
+    assert {row["task"] for row in content["results"]["rows"]} == {"loud"}
+    told = content["not_available"]["features of hi"]
+    assert told == "33.3% of the tokens are phones that are not in the table: spn"
+    with pytest.raises(UserError, match="nothing to probe.*kind of hi: no token has it"):
+        main(words)
 
 
 @pytest.fixture

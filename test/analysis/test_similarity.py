@@ -8,7 +8,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from espnet_moe.analysis.distances import language_distances, mantel
+from espnet_moe.analysis.distances import language_distances, mantel, uriel_distances
 from espnet_moe.analysis.similarity import (
     cosines,
     principal_cosines,
@@ -121,11 +121,34 @@ def test_relatives_are_found_and_correlate_with_the_tree(save_random, tmp_path):
     content = similarity(read_experts(folders), tree).content()
     values = np.array(content["results"]["cosine"]["values"])
     assert values[0, 2] > 0.9 > 3 * abs(values[0, 1])
-    found = content["results"]["language_correlation"]["cosine"]
+    found = content["results"]["language_correlation"]["cosine"]["families"]
     assert found["correlation"] > 0.95 and found["exact"] and found["permutations"] == 24
     # Four experts with one pair of relatives: 4 of 24 orders are as good.
     assert found["p"] == found["smallest_p"] == pytest.approx(4 / 24, abs=1e-5)
     assert "no backbone" in content["not_available"]["cka"]
+    by_uriel = content["results"]["language_correlation"]["cosine"]
+    assert by_uriel.keys() == {"families", "genetic", "syntactic", "inventory"}
+    assert by_uriel["genetic"]["correlation"] > 0.5 and by_uriel["genetic"]["p"] <= 4 / 24 + 1e-5
+
+
+def test_distances_of_languages_are_those_of_linguists():
+    codes = ["hi", "pa", "ur", "it", "en", "te", "ta"]
+    found = uriel_distances({code: (code,) for code in codes}, codes)
+    assert found.keys() == {"genetic", "syntactic", "inventory"}
+    for values in found.values():
+        np.testing.assert_array_equal(values, values.T)
+        assert not values.diagonal().any() and values.min() >= 0 and values.max() <= 1
+    kin = {(a, b): found["genetic"][i, j] for i, a in enumerate(codes) for j, b in enumerate(codes)}
+    # Glottolog (glottolog.org): hi and ur are one branch, pa is Indo-Aryan too, it and en are
+    # Indo-European, te and ta are Dravidian and kin of no other.
+    assert 0 == kin["hi", "ur"] < kin["hi", "pa"] < kin["hi", "it"] < kin["hi", "te"] == 1
+    assert kin["te", "ta"] < 1 and kin["en", "ta"] == 1
+    # Two of the 7 branches of Hindi (Indo-European … Hindustani) and 9 of Italian are common: one.
+    assert kin["hi", "it"] == pytest.approx(1 - 1 / np.sqrt(7 * 9), abs=1e-3)
+    twice = uriel_distances({"a": ("hi",), "b": ("hi",), "c": ("te",)}, ["a", "b", "c"])
+    assert twice["genetic"].tolist() == [[0, 0, 1], [0, 0, 1], [1, 1, 0]]
+    with pytest.raises(UserError, match=r"uriel.tsv lacks xx; it has as, bn"):
+        uriel_distances({"xx": ("xx",), "hi": ("hi",)}, ["xx", "hi"])
 
 
 def test_mantel_against_a_loop_over_all_orders():

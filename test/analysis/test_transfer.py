@@ -5,22 +5,21 @@ import math
 import numpy as np
 import pytest
 
+from espnet_moe.analysis.curves import data_needed, data_saved, read_curves
 from espnet_moe.analysis.decodings import DecodedSets
 from espnet_moe.analysis.passes import BASE, draw_utterances, load_subject
 from espnet_moe.analysis.transfer import (
     LOSS,
     WER,
     Cell,
-    data_needed,
-    data_saved,
     family_contrast,
     read_all,
-    read_curves,
     run_all,
     transfer,
     transfer_table,
 )
 from espnet_moe.errors import UserError
+from espnet_moe.report.analysis_figures import write_analysis_figures
 
 
 def cell(rate: float, count: int = 50) -> Cell:
@@ -103,6 +102,7 @@ def test_data_needed():
     assert data_needed(curve, 50) == 1.0 and data_needed(curve, 5) is None
     saved = data_saved(curve, [(0.1, 40.0), (1.0, 20.0)])
     assert [row["factor"] for row in saved] == [pytest.approx(10), pytest.approx(10), None]
+    assert [row["gain"] for row in saved] == [50, None, None]  # 40 % becomes 20 % with an hour
     with pytest.raises(UserError, match="different hours above 0"):
         data_needed([(1.0, 3.0), (1.0, 2.0)], 1)
 
@@ -121,6 +121,17 @@ def test_analysis_of_planted_results(planted, tmp_path):
     assert "no curve from scratch" in content["not_available"]["few_shot of it"]
     clusters = transfer({WER: planted}, {**languages, "it": ("it", "hi")}, tree)
     assert "it are not of one language" in clusters.not_available["families of wer"]
+    assert content["results"]["curves"]["pa"] == {
+        "scratch": [{"hours": 10, "wer": 30}],
+        "hi": [{"hours": 1, "wer": 30}],
+    }
+    pictures = write_analysis_figures(tmp_path, content, {})
+    assert any(picture.name == "transfer_curves.png" for picture in pictures)
+    told = transfer({WER: planted}, languages, tree).content()["not_available"]["few_shot"]
+    assert "./grid.sh --grid transfer" in told
+    curves.write_text("language\tstart\thours\twer\tlow\thigh\npa\tscratch\t1\t3\t2\n")
+    with pytest.raises(UserError, match=r"curves.tsv:2 is not language, .*, low, high"):
+        read_curves(curves)
     curves.write_text("nonsense")
     with pytest.raises(UserError, match="the first line is"):
         read_curves(curves)

@@ -16,6 +16,7 @@ SECONDS = {"a-1": 1.0, "a-2": 2.0, "b-1": 1.5}
 FULL = Extras(
     alternatives={"a-1": ("uno tre", "due uno"), "b-1": ("z",)},
     timings={"a-1": (Word(0.1, 0.25, "uno"), Word(0.35, 0.5, "due"))},
+    phones={"a-1": (Word(0.1, 0.05, "u"), Word(0.15, 0.1, "nː"), Word(0.4, 0.2, "d"))},
     segments={"a-2": (Segment(0.0, 0.5, "it"), Segment(0.5, 2.0, "hi"))},
     experts={"a-1": "it:1", "a-2": "it:0.6 hi:0.4", "b-1": "hi:1"},
     weights={"a-1": 1.0, "a-2": 0.25, "b-1": 0.5},
@@ -75,6 +76,8 @@ def test_a_subset_takes_its_own_along_and_an_empty_set_leaves_no_file(make) -> N
         ("words.ctm", "a-1 1 0.5 0.1 uno\na-1 1 0.1 0.1 due\n", "the words of a-1 are not in the"),
         ("words.ctm", "a-1 1 0.5 0.1 uno\n", "words.ctm: the words of a-1 are not its text"),
         ("words.ctm", "a-1 1 0.5 0.1 uno\na-1 1 0.9 0.2 due\n", "words.ctm: a-1 ends after its"),
+        ("phones.ctm", "a-1 1 0.5 0.1 u\na-1 1 0.1 0.1 n\n", "the phones of a-1 are not in the"),
+        ("phones.ctm", "a-1 1 0.9 0.2 u\n", "phones.ctm: a-1 ends after its audio (1.000 s)"),
         ("utt2segments", "a-1 0:1\n", "utt2segments:1: a-1: '0:1' is not start:end:language"),
         ("utt2segments", "a-1 1:0:it\n", "utt2segments:1: a-1: '1:0:it' ends before it starts"),
         ("utt2segments", "a-1 0:0.4:it 0.5:1:hi\n", "segments of a-1 leave gaps or overlap"),
@@ -134,6 +137,10 @@ def test_formatting_shifts_times_by_what_is_cut_and_normalises(
     extras = Extras(
         alternatives={"a-1": ("Ciao mondo", "Salve, mondo", "?!"), "a-3": ("!",)},
         timings={"a-1": words, "a-2": (Word(0.6, 0.4, "sud-est"),)},
+        phones={
+            "a-1": (Word(0.1, 0.2, "x"), Word(0.3, 0.5, "tʃ"), Word(1.2, 5.0, "o")),
+            "a-3": (Word(0.0, 0.1, "x"),),  # all of it is cut
+        },
         segments={"a-3": (Segment(0, 1.0, "it"), Segment(1.0, 2.0, "hi"))},
         weights=dict.fromkeys(("a-1", "a-2", "a-3"), 0.5),
     )
@@ -147,6 +154,10 @@ def test_formatting_shifts_times_by_what_is_cut_and_normalises(
         assert first.start == 0 and first.end == pytest.approx(0.4, abs=0.011)
         assert last.start == pytest.approx(0.5, abs=0.011)
         assert last.end == pytest.approx(length, abs=0.002)
+        begun, ended = data.phones["a-1"]
+        assert (begun.word, begun.start, ended.word) == ("tʃ", 0, "o")
+        assert begun.end == pytest.approx(0.4, abs=0.011)
+        assert ended.end == pytest.approx(length, abs=0.002) and "a-3" not in data.phones
         # "sud est" is two words, of which the file gives one time.
         assert "a-2" not in data.timings
         assert data.alternatives == {"a-1": ("salve mondo",)}

@@ -1,7 +1,9 @@
-"""Word times of the mini corpus: as espeak-ng speaks, in the file as it is decoded."""
+"""Times of the mini corpus's words and phones: as spoken, in the file as it is decoded."""
 
 import json
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -10,16 +12,22 @@ import numpy as np
 import pytest
 import soxr
 
+from espnet_moe.analysis.phones import Consonant, Vowel, phone
 from espnet_moe.bin import prepare_data
 from espnet_moe.data.audio import load_audio
-from espnet_moe.data.corpora.alignments import ALIGNMENTS, read_alignments, write_alignments
+from espnet_moe.data.corpora.alignments import (
+    ALIGNMENTS,
+    PHONE_ALIGNMENTS,
+    read_alignments,
+    write_alignments,
+)
 from espnet_moe.data.corpora.layout import CorpusError
 from espnet_moe.data.datadir import load_datadir, validate_datadir
 from espnet_moe.data.extras import Word
 from espnet_moe.data.formatting import format_datadir
 from espnet_moe.data.mini_corpus import MANIFEST, MiniCorpusOptions, make_mini_corpus
-from espnet_moe.data.mini_recording import Job, Recorded, align, perform, record
-from espnet_moe.data.mini_voices import WordEvent, voices
+from espnet_moe.data.mini_recording import Job, Recorded, align, perform, place_phones, record
+from espnet_moe.data.mini_voices import PhoneEvent, WordEvent, voices
 from espnet_moe.data.utterance import Utterance
 
 TEXTS = {"it": "l'albero è sotto il ponte", "hi": "बैंक रविवार को बंद है", "te": "కోతి ఈరోజు నది దగ్గర లేదు"}
@@ -78,6 +86,73 @@ def test_events_are_aligned_by_their_place_in_the_text() -> None:
     assert align("di una", [WordEvent(0, 0.0), WordEvent(3, 1.0)], 1.0) == ()
 
 
+@pytest.mark.parametrize(
+    ("language", "expected"),
+    [
+        ("it", "l a l b e r o e s o t o i l p o n t e"),
+        ("hi", "b ɛ̃ k ɾ ə ʋ ɪ ʋ aː ɾ k oː b ʌ n d h ɛː"),
+        ("te", "k oː t i iː r oː ɟ u n a d i d a ɡ ɡ a r a l eː d u"),
+    ],
+)
+def test_phones_are_what_is_heard(pool, tmp_path: Path, language: str, expected: str) -> None:
+    # Vowels are loud, the closures of voiceless stops silent, in the file as it is decoded.
+    made: Recorded = pool.submit(record, job(tmp_path / "x.m4a", 44100, language)).result()
+    said = [each.word for each in made.phones]
+    assert said == expected.split()
+    decoded = load_audio(tmp_path / "x.m4a")
+    power: dict[str, list[float]] = {"vowel": [], "closure": []}
+    for each in made.phones:
+        a, b = round(each.start * 16000), round(each.end * 16000)
+        kind = phone(each.word)
+        if isinstance(kind, Vowel):
+            power["vowel"].append(float(np.square(decoded[a:b]).mean()))
+        elif isinstance(kind, Consonant) and kind.manner == "plosive" and not kind.voiced:
+            middle = (a + b) // 2
+            power["closure"].append(float(np.square(decoded[a + 80 : middle]).mean()))
+    assert min(power["vowel"]) > 10 * max(power["closure"])
+    for a, b in zip(made.phones, made.phones[1:], strict=False):
+        assert 0 < a.duration < 0.4 and a.end <= b.start + 1e-9
+    assert made.phones[0].start >= made.words[0].start
+    assert made.phones[-1].end == pytest.approx(made.words[-1].end, abs=0.02)
+
+
+def test_phone_events_leave_the_speech_as_it_was() -> None:
+    # The shipped bases and all results are of samples that were made without them.
+    code = (
+        "import hashlib, sys\n"
+        "from espnet_moe.data import mini_voices as m\n"
+        "m._PHONEME_EVENTS, m._IPA = int(sys.argv[1]), 2 * int(sys.argv[1])\n"
+        "speak = m.Synthesizer()\n"
+        "speak._library.espeak_ng_SetRandSeed(1)\n"
+        f"for language, text in {TEXTS}.items():\n"
+        "    for voice in m.voices('dev')[:3]:\n"
+        "        samples = speak(text, language, voice)\n"
+        "        print(hashlib.sha256(samples.tobytes()).hexdigest(), speak.words)\n"
+        "assert bool(speak.phones) == bool(int(sys.argv[1]))\n"
+    )
+    without, with_events = (
+        subprocess.check_output([sys.executable, "-c", code, told]) for told in "01"
+    )
+    assert without == with_events and len(without.splitlines()) == 9
+
+
+def test_silence_before_a_phone_is_its_own() -> None:
+    # A vowel, the closure of a stop from 0.3 s on and its release at 0.4 s; a pause; a nasal.
+    speech = np.ones(1000, np.float32)
+    speech[300:400] = speech[500:700] = 0.0
+    events = [("a", 0.1), ("t", 0.4), ("", 0.45), ("n", 0.7), ("e", 0.9), ("", 0.99)]
+    placed = place_phones([PhoneEvent(*event) for event in events], speech, 1000)
+    found = [(each.word, round(each.start, 3), round(each.end, 3)) for each in placed]
+    assert found == [("a", 0.1, 0.3), ("t", 0.3, 0.45), ("n", 0.7, 0.9), ("e", 0.9, 0.99)]
+    # What is silent as a whole keeps half of its time; what lies behind the sound is none.
+    speech[:] = 0.0
+    speech[0] = speech[399] = 1.0
+    placed = place_phones([PhoneEvent("f", 0.1), PhoneEvent("t", 0.3)], speech[:400], 1000)
+    assert [round(each.start, 3) for each in placed] == [0.1, 0.2]
+    assert place_phones([PhoneEvent("f", 0.5)], speech[:400], 1000) == ()
+    assert place_phones([PhoneEvent("f", 0.2), PhoneEvent("t", 0.1)], speech, 1000) == ()
+
+
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("aligned")
@@ -99,30 +174,33 @@ def test_word_times_reach_formatted_sets(
     format_datadir(tmp_path / f"data_{split}", tmp_path / "test")
     validate_datadir(tmp_path / "test")
     data = load_datadir(tmp_path / "test")
-    assert len(data.utterances) == 2 == len(data.timings)
+    assert len(data.utterances) == 2 == len(data.timings) == len(data.phones)
     for utt in data.utterances:
         words = data.timings[utt.utt_id]
         assert " ".join(word.word for word in words) == utt.text
         first, last = round(words[0].start * 16000), round(words[-1].end * 16000)
+        phones = data.phones[utt.utt_id]
+        assert phones[0].start == pytest.approx(words[0].start, abs=0.08)
+        assert phones[-1].end == pytest.approx(words[-1].end, abs=0.02)
         power = np.square(load_audio(utt.audio))
         silence = np.concatenate([power[: max(0, first - 320)], power[last + 320 :]])
         assert 0 <= first < last <= len(power) and power[first:last].mean() > 2 * silence.mean()
 
 
-def test_a_corpus_of_before_gets_its_word_times_and_keeps_its_audio(
+def test_a_corpus_of_before_gets_its_times_and_keeps_its_audio(
     corpora: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(corpora / "commonvoice", tmp_path / "cv")
     folder = next((tmp_path / "cv").rglob(MANIFEST)).parent
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.mp3")}
-    expected = (folder / ALIGNMENTS).read_text()
-    (folder / ALIGNMENTS).unlink()
+    expected = {name: (folder / name).read_text() for name in (ALIGNMENTS, PHONE_ALIGNMENTS)}
+    (folder / PHONE_ALIGNMENTS).unlink()
     parameters = json.loads((folder / MANIFEST).read_text())["parameters"]
     options = MiniCorpusOptions(
         **{key: value for key, value in parameters.items() if key not in ("version", "text")}
     )
     make_mini_corpus(options, tmp_path / "cv", num_jobs=1)
-    assert (folder / ALIGNMENTS).read_text() == expected
+    assert {name: (folder / name).read_text() for name in expected} == expected
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.mp3")} == times
 
 

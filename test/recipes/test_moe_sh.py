@@ -297,6 +297,34 @@ def test_packages_of_languages_and_of_clusters_lie_side_by_side(recipe: Recipe) 
     assert packed == {"hard.zip", "hard_kmeans.zip"}
 
 
+def test_experts_that_start_from_another(recipe: Recipe) -> None:
+    recipe.write("other/expert/expert.json", "{}\n")
+    words = ["--init_expert", "other/expert", "--stop_stage", "8"]
+    assert recipe.run(*words).returncode == 0
+    assert "--experts it --init_experts it=other/expert --b" in recipe.line(
+        "train ", "--experts it "
+    )
+    assert recipe.run(*words).returncode == 0 and recipe.did() == []
+    # Experts of another start are others: those who have it changed, too.
+    recipe.write("other/expert/expert.json", "{ }\n")
+    assert recipe.run(*words).returncode == 0 and recipe.did() == ["train"] * 2
+    refused = recipe.run("--init_expert", "none", "--experts_from", ".")
+    assert refused.returncode == 2
+    assert "--init_expert none holds no expert" in refused.stderr
+    assert "--experts_from does without: give one" in refused.stderr
+
+
+def test_learning_curves_of_the_grid_are_analysed(recipe: Recipe) -> None:
+    recipe.always = []
+    assert recipe.run(*MIXTURE).returncode == 0
+    assert "--curves" not in recipe.line("analyze transfer")
+    recipe.write("exp/grid/transfer/curves_name.tsv", "language\tstart\thours\twer\n")
+    recipe.write("exp/grid/transfer/curves_other.tsv", "language\tstart\thours\twer\n")
+    assert recipe.run(*MIXTURE).returncode == 0
+    assert "--curves exp/grid/transfer/curves_name.tsv" in recipe.line("analyze transfer")
+    assert "analyze" in recipe.did() and "train" not in recipe.did()
+
+
 def test_an_analysis_that_fails_leaves_nothing_old(recipe: Recipe) -> None:
     recipe.always = []
     assert recipe.run(*MIXTURE).returncode == 0

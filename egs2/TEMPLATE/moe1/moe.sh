@@ -65,6 +65,7 @@ routers=                        # NAME, trained by conf/train_NAME.yaml; the las
 joint_config=                   # joint training; empty: none, e.g. conf/train_joint.yaml
 joint_strategy=soft             # strategy of the system joint
 experts_from=                   # experiment whose experts are used instead of training some (stage 8)
+init_expert=                    # expert that each expert's training starts from, e.g. exp/whisper_mini/expert_hi/expert
 only_experts=                   # train these only, e.g. "hi te"; empty: all
 use_wandb=false                 # log trainings and scores to wandb; offline, unless WANDB_MODE=online
 finetune_config=                # training of a whole base or its decoder, for the systems finetune_*
@@ -172,6 +173,10 @@ check_options() {
     fi
     [ -z "$experts_from" ] || [ -d "$experts_from" ] ||
         problems+=("--experts_from $experts_from does not exist: train the experts there first")
+    [ -z "$init_expert" ] || [ -f "$init_expert/expert.json" ] ||
+        problems+=("--init_expert $init_expert holds no expert: train it first")
+    [ -z "$init_expert" ] || [ -z "$experts_from" ] ||
+        problems+=("--init_expert starts trainings, --experts_from does without: give one of them")
     [ -z "$licence" ] || [ -f "$licence" ] || problems+=("--licence $licence does not exist")
     if [ -n "$licence" ]; then
         listed "$packed_system" oracle hard soft threshold topk hierarchical joint ||

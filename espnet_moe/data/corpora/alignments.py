@@ -1,11 +1,12 @@
-"""Word times that lie beside a corpus: the mini corpus has them, the real ones do not.
+"""Word and phone times that lie beside a corpus: the mini corpus has them, the real ones do not.
 
-    <a language's folder>/alignments.ctm     clip 1 start duration word     (NIST's CTM)
+    <a language's folder>/alignments.ctm          clip 1 start duration word     (NIST's CTM)
+    <a language's folder>/phone_alignments.ctm    clip 1 start duration phone    (IPA)
 
 ``clip`` is the audio file's path below that folder, or ``<path>.parquet#row=<n>``; the times are
 seconds in the audio as ``load_audio`` decodes it (an AAC file has 1024 samples of its encoder's
 before the first). Of a recording that utterances are parts of, it is the whole one's words and
-times. Any corpus that somebody has aligned may be given such a file.
+times. Any corpus that somebody has aligned may be given such files.
 """
 
 import logging
@@ -19,14 +20,15 @@ from espnet_moe.data.sources import AudioSource, parse_source
 from espnet_moe.data.utterance import Seconds, Utterance
 
 ALIGNMENTS = "alignments.ctm"
+PHONE_ALIGNMENTS = "phone_alignments.ctm"
 
-_TOLERANCE: Seconds = 0.005  # of a word at the edge of a part
+_TOLERANCE: Seconds = 0.005  # of a word or phone at the edge of a part
 
 logger = logging.getLogger(__name__)
 
 
 def write_alignments(path: Path, timings: Mapping[str, Sequence[Word]]) -> None:
-    """Write the words of each clip, by its path below the file's folder."""
+    """Write the words (or phones) of each clip, by its path below the file's folder."""
     rows = (
         f"{clip} 1 {word.start:.3f} {word.duration:.3f} {word.word}\n"
         for clip in sorted(timings)
@@ -36,17 +38,18 @@ def write_alignments(path: Path, timings: Mapping[str, Sequence[Word]]) -> None:
 
 
 def read_alignments(
-    root: str | Path, utterances: Iterable[Utterance]
+    root: str | Path, utterances: Iterable[Utterance], name: str = ALIGNMENTS
 ) -> dict[str, tuple[Word, ...]]:
-    """Find the word times of utterances.
+    """Find the times of utterances' words or phones.
 
     Args:
-        root: The corpus folder; files of word times are looked for between it and the audio.
+        root: The corpus folder; such files are looked for between it and the audio.
         utterances: As the corpus's reader gives them.
+        name: Of the files: ``ALIGNMENTS`` or ``PHONE_ALIGNMENTS``.
 
     Returns:
-        Words by utterance id, of the utterances that have any. A part of a recording that cuts
-        through a word has none: they would not be those of its transcript.
+        Words or phones by utterance id, of the utterances that have any. A part of a recording that
+        cuts through one has none: they would not be those of its transcript.
 
     Raises:
         CorpusError: When such a file is damaged; every such line is named.
@@ -60,17 +63,17 @@ def read_alignments(
         source = parse_source(utt.audio)
         audio = Path(source.path).absolute()
         if audio.parent not in folders:
-            folders[audio.parent] = _folder(audio.parent, root)
+            folders[audio.parent] = _folder(audio.parent, root, name)
         folder = folders[audio.parent]
         if folder is None:
             continue
         if folder not in tables:
-            tables[folder] = _read(folder / ALIGNMENTS)
+            tables[folder] = _read(folder / name)
         clip = str(AudioSource(audio.relative_to(folder).as_posix(), row=source.row))
         if words := _within(tables[folder].get(clip, ()), source):
             found[utt.utt_id] = words
     if tables:
-        logger.info("%s: word times of %d of %d utterances", root, len(found), len(utterances))
+        logger.info("%s: %s has %d of %d utterances", root, name, len(found), len(utterances))
     return found
 
 
@@ -90,10 +93,10 @@ def _within(words: Sequence[Word], source: AudioSource) -> tuple[Word, ...]:
     return tuple(inside)
 
 
-def _folder(folder: Path, root: Path) -> Path | None:
-    """Return the nearest folder with word times, not above the corpus's."""
+def _folder(folder: Path, root: Path, name: str) -> Path | None:
+    """Return the nearest folder with such a file, not above the corpus's."""
     for here in (folder, *folder.parents):
-        if (here / ALIGNMENTS).is_file():
+        if (here / name).is_file():
             return here
         if here == root:
             break

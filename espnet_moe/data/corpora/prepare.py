@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet_moe.data.corpora.alignments import read_alignments
+from espnet_moe.data.corpora.alignments import PHONE_ALIGNMENTS, read_alignments
 from espnet_moe.data.corpora.checks import CorpusChecks, check_corpus, drop_bad_audio
 from espnet_moe.data.corpora.commonvoice import (
     TrainFrom,
@@ -82,7 +82,8 @@ class PrepareOptions:
 def prepare_corpus(options: PrepareOptions, out: str | Path) -> CorpusChecks:
     """Read and check a corpus, then write ``<out>_<split>`` and ``<out>_checks.json``.
 
-    Where word times lie beside the corpus (``corpora.alignments``), the sets get a ``words.ctm``.
+    Where times of words or phones lie beside the corpus (``corpora.alignments``), the sets get a
+    ``words.ctm`` or ``phones.ctm``.
     Their ``corpus`` names the corpus, and the release of Common Voice where a folder's name tells
     it, such as ``Common Voice 26.0-2026-06-12``.
 
@@ -105,7 +106,10 @@ def prepare_corpus(options: PrepareOptions, out: str | Path) -> CorpusChecks:
         )
     checks = check_corpus(utterances, options.probe_audio)
     checks.log()
-    extras = Extras(timings=read_alignments(options.root, utterances))
+    extras = Extras(
+        timings=read_alignments(options.root, utterances),
+        phones=read_alignments(options.root, utterances, PHONE_ALIGNMENTS),
+    )
     release = None
     if options.corpus == "commonvoice":
         release = release_of(find_locale(options.root, options.language, options.release))

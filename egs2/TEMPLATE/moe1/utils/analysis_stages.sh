@@ -3,7 +3,7 @@
 
 # words_of ANALYSIS: the options of its command line; sets `from` to what it reads.
 words_of() {
-    local experts=() name lang words=() tree passes decoded
+    local experts=() name lang words=() tree passes decoded curves
     tree=$(family_tree)
     passes=(--backbone "$backbone" --context "$context" --data $(each "$raw/%s " $test_sets))
     decoded=(--exp "$expdir" --data_root "$raw" --inference_tag "$inference_tag"
@@ -20,6 +20,12 @@ words_of() {
             ;;
         similarity | transfer)
             words=(--experts "${experts[@]}" "${passes[@]}" ${tree:+--families "$tree"})
+            # What grid.sh --grid transfer has found with this base.
+            curves=exp/grid/transfer/curves_${backbone_name%.zip}.tsv
+            if [ "$1" = transfer ] && [ -f "$curves" ]; then
+                words+=(--curves "$curves")
+                from+=("$curves")
+            fi
             ;;
         layers | probing) words=(--experts "${experts[@]}" "${passes[@]}") ;;
         significance | errors | routing)

@@ -112,7 +112,7 @@ expert_training() { # stage 8
         [ -z "$only_experts" ] || listed "$name" $only_experts || continue
         if to_train "$expdir/.done/stage8_$experts_tag${by}_$name.json" \
             "$expdir/$experts_tag${by}_$name" "$expdir/$experts_tag${by}_$name/expert/expert.json" \
-            "$train_config" "$assigned"/{data,stats}/{train,dev}"_$name"; then
+            "$train_config" "$assigned"/{data,stats}/{train,dev}"_$name" $init_expert; then
             pending+=("$name")
         fi
     done
@@ -120,7 +120,7 @@ expert_training() { # stage 8
     $cuda_cmd --gpu "$ngpu" $throttle EXPERT="$(join , "${pending[@]}")" \
         "$expdir/$experts_tag${by}_EXPERT/train.log" \
         $python -m espnet_moe.bin.train --config "$train_config" --phase expert \
-        --experts EXPERT $(common) \
+        --experts EXPERT ${init_expert:+--init_experts EXPERT="$init_expert"} $(common) \
         $(sets_for train_EXPERT dev_EXPERT) --output_dir "$expdir/$experts_tag${by}_EXPERT" \
         $train_args \&\& \
         $python -m espnet_moe.bin.stage commit \
