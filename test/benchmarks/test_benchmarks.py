@@ -99,3 +99,6 @@ def test_work_counts_operations_and_each_input_once():
     work = Work.of(lambda: (a @ b) + (a @ b).exp())
     assert work.operations == 2 * 2 * 10 * 20 * 30
     assert work.bytes == 4 * (10 * 20 + 20 * 30)
+    y, z = torch.randn(10, 30), torch.randn(2, 10, 30)
+    work = Work.of(lambda: (y.addmm_(a, b), z.baddbmm_(a.expand(2, -1, -1), b.expand(2, -1, -1))))
+    assert work.operations == 3 * 2 * 10 * 20 * 30
