@@ -122,6 +122,11 @@ class WhisperTokens:
 
     def digest(self) -> str:
         """SHA-256 over all tokens and their ids: experts trained with other ids say other words."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        # Asked for with every expert that is loaded, and Whisper's has 51,865 tokens.
         vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
         return hashlib.sha256(vocabulary.encode()).hexdigest()
 

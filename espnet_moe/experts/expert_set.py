@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Protocol
@@ -153,9 +153,33 @@ class ExpertSet:
             name: Which expert.
         """
         e = self.index(name)
-        for layer_name, layer in self.layers.items():
+        self._replace(host, lambda layer: layer.merged(e))
+
+    def merge_mixture(self, host: ExpertHost, weights: torch.Tensor) -> None:
+        """Leave one mixture in the backbone for good, as :meth:`merge` leaves one expert.
+
+        Gates that stay the same for many decoder steps, of one utterance and its beams, then cost
+        nothing a step; the merging itself costs about as much as some tens of steps save.
+
+        Args:
+            host: The backbone that these experts are in.
+            weights: ``(experts,)``, of the same mixture for everything that is decoded.
+
+        Raises:
+            ExpertError: For weights of another number of experts, and for a kind that cannot.
+        """
+        if weights.shape != (len(self),):
+            raise ExpertError(
+                f"a mixture of {len(self)} experts has as many weights, these have the shape "
+                f"{tuple(weights.shape)}"
+            )
+        self._replace(host, lambda layer: layer.merged_mixture(weights))
+
+    def _replace(self, host: ExpertHost, plain: Callable[[ExpertLayer], nn.Linear]) -> None:
+        made = {name: plain(layer) for name, layer in self.layers.items()}
+        for layer_name, layer in made.items():
             parent_name, _, leaf = layer_name.rpartition(".")
-            setattr(host.network.get_submodule(parent_name), leaf, layer.merged(e))
+            setattr(host.network.get_submodule(parent_name), leaf, layer)
 
     def _require_same_layers(self) -> None:
         def place(o: ExpertOptions) -> tuple[object, ...]:

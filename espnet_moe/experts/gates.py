@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -21,12 +22,17 @@ class Gates:
         uniform: The one expert that all rows use, where there is one: a slice, no copy.
         off: Expert layers in which no expert acts, whatever the weights say; see
             :meth:`espnet_moe.experts.expert_set.ExpertSet.without`.
+        made: What layers have made of the weights and keep for the other layers, one batch
+            long; gates that are made of these begin with nothing.
     """
 
     weights: torch.Tensor
     hard: torch.Tensor | None = None
     uniform: int | None = None
     off: frozenset[torch.nn.Module] = frozenset()
+    made: dict[Any, torch.Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def of(cls, weights: torch.Tensor) -> "Gates":

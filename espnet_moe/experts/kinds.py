@@ -63,6 +63,14 @@ class ExpertLayer(nn.Module):
         """A plain layer that does what the base does with one expert, in single precision."""
         raise NotImplementedError
 
+    def merged_mixture(self, weights: torch.Tensor) -> nn.Linear:
+        """The same for a mixture of experts, ``weights (experts,)``, where a kind allows it.
+
+        Raises:
+            ExpertError: For a kind whose mixtures are no linear layers.
+        """
+        raise ExpertError(f"mixtures of {type(self).__name__} cannot be merged into one layer")
+
     def gate_weights(self, x: torch.Tensor) -> torch.Tensor | None:
         """How much of each expert the gates in force give to ``x (batch, frames, in)``.
 

@@ -89,7 +89,8 @@ class LoRALinear(ExpertLayer):
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, total, device=device))
         for e in range(len(self.ranks)):
             nn.init.kaiming_uniform_(self.A(e), a=math.sqrt(5))
-        scale = [a / r for a, r in zip(alphas, ranks, strict=True) for _ in range(r)]
+        self.scales = tuple(a / r for a, r in zip(alphas, ranks, strict=True))
+        scale = [s for s, r in zip(self.scales, ranks, strict=True) for _ in range(r)]
         owner = [e for e, r in enumerate(ranks) for _ in range(r)]
         self.register_buffer("scale", torch.tensor(scale, device=device), persistent=False)
         self.register_buffer("owner", torch.tensor(owner, device=device), persistent=False)
@@ -120,7 +121,15 @@ class LoRALinear(ExpertLayer):
         (huggingface/peft issue 2502). The base weight is read, not written.
         """
         span = self._span(expert)
-        update = self.B(expert).float() @ self.A(expert).float() * self.scale[span.start]
+        return self._plus(self.B(expert).float() @ self.A(expert).float() * self.scale[span.start])
+
+    @torch.no_grad()
+    def merged_mixture(self, weights: torch.Tensor) -> nn.Linear:
+        """The same for ``W + B diag(weights · scale) A``, with ``weights (experts,)``."""
+        each = weights.to(self.scale)[self.owner] * self.scale  # (Σr,)
+        return self._plus((self.lora_B.float() * each) @ self.lora_A.float())
+
+    def _plus(self, update: torch.Tensor) -> nn.Linear:
         bias = None if self.bias is None else self.bias.float().clone()
         return self.plain(self.weight.float() + update, bias)
 
@@ -136,43 +145,113 @@ class LoRALinear(ExpertLayer):
         Raises:
             ValueError: Where the gates are those of another batch.
         """
-        y = self.base(x)
         gates = current_gates()
         if gates is None or self in gates.off:
-            return y
-        x = F.dropout(x, self.dropout, self.training)
-        if gates.uniform is not None:
-            return y + self._one(x, gates.uniform)
-        if gates.weights.size(0) != x.size(0):
+            return self.base(x)
+        if gates.uniform is None and gates.weights.size(0) != x.size(0):
             # Broadcasting would give every row the experts of one.
             raise ValueError(f"gates of {gates.weights.size(0)} rows for a batch of {x.size(0)}")
-        many = len(self.ranks) > 8 and x.size(1) > 4 and len(set(self.ranks)) == 1
-        if gates.hard is not None and many:
-            return y + self._gathered(x, gates.hard)
-        return y + self._all(x, gates)
+        if self._merging_pays(x, gates):
+            return self._merged_rows(x, gates)
+        flat = x.flatten(0, -2)  # (batch · frames, in)
+        # Fresh and nobody else's: what the experts do is added to it where it lies, by the product
+        # itself. In three dimensions it would be a view, whose gradient autograd copies.
+        y = self.base(flat)
+        shape = (*x.shape[:-1], self.out_features)
+        x = F.dropout(x, self.dropout, self.training)
+        if gates.uniform is not None:
+            return self._one(y, x.flatten(0, -2), gates.uniform).view(shape)
+        several = len(set(self.ranks)) == 1 and len(self.ranks) > 2 and x.size(1) > 4
+        if gates.hard is not None and several:
+            return self._gathered(y.view(shape), x, gates.hard)
+        return self._all(y, x, gates).view(shape)
 
-    def _one(self, x: torch.Tensor, expert: int) -> torch.Tensor:
+    def _one(self, y: torch.Tensor, x: torch.Tensor, expert: int) -> torch.Tensor:
         """One expert for every row: slices of A and B, no copy."""
         span = self._span(expert)
-        down = F.linear(x, self.lora_A[span]) * self.scale[span.start]
-        return F.linear(down, self.lora_B[:, span])
+        down = F.linear(x, self.lora_A[span])
+        return _add_product(y, down, self.lora_B[:, span], self.scales[expert])
 
-    def _all(self, x: torch.Tensor, gates: Gates) -> torch.Tensor:
+    def _all(self, y: torch.Tensor, x: torch.Tensor, gates: Gates) -> torch.Tensor:
         """Any mixture: all experts' products, weighted between A and B."""
-        weights = gates.weights if gates.weights.dim() == 3 else gates.weights.unsqueeze(1)
-        down = F.linear(x, self.lora_A)
-        down = down * (weights[..., self.owner] * self.scale).to(down.dtype)
-        return F.linear(down, self.lora_B)
+        down = F.linear(x.flatten(0, -2), self.lora_A).view(*x.shape[:-1], sum(self.ranks))
+        weights = self._column_weights(gates).to(down.dtype)
+        # In place only where the gradient does not ask what was there.
+        down = down * weights if torch.is_grad_enabled() else down.mul_(weights)
+        return _add_product(y, down.flatten(0, -2), self.lora_B)
 
-    def _gathered(self, x: torch.Tensor, hard: torch.Tensor) -> torch.Tensor:
-        """One expert a row out of many: gather the rows' matrices instead of computing them all.
+    def _merging_pays(self, x: torch.Tensor, gates: Gates) -> bool:
+        """Whether a weight of each row's own costs less than its frames' products with A and B.
 
-        Pays with many experts and more than a few frames: a decoder step would spend more on the
-        copies than it saves.
+        ``Σr · in · out`` operations against ``frames · Σr · (in + out)``, whatever the ranks; twice
+        as many, because the sums have to be written and read. Only where nothing else is asked:
+        without gradient, a mixture a row, in single precision (in half precision the update would
+        be rounded away), and on a processor, which calls one row after the other without delay.
+        """
+        frames = x.size(1)
+        return (
+            frames * (self.in_features + self.out_features)
+            >= 2 * self.in_features * self.out_features
+            and x.device.type == "cpu"
+            and gates.weights.dim() == 2
+            and gates.hard is None
+            and gates.uniform is None
+            and x.dtype == self.weight.dtype == torch.float32
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
+        )
+
+    def _merged_rows(self, x: torch.Tensor, gates: Gates) -> torch.Tensor:
+        """Rows of many frames: ``x (W + B diag(weights · scale) A)ᵀ``, one row after the other."""
+        weights = self._column_weights(gates)  # (batch, 1, Σr)
+        y = x.new_empty(*x.shape[:-1], self.out_features)
+        for row, frames, out in zip(weights, x, y, strict=True):
+            merged = torch.addmm(self.weight, self.lora_B * row, self.lora_A)
+            if self.bias is None:
+                torch.mm(frames, merged.t(), out=out)
+            else:
+                torch.addmm(self.bias, frames, merged.t(), out=out)
+        return y
+
+    def _column_weights(self, gates: Gates) -> torch.Tensor:
+        """What the columns of the products with A are multiplied by: ``(batch, 1 or frames, Σr)``.
+
+        The same in all layers of a set: made once a batch, except where the gates have a gradient,
+        which a checkpointed layer must find in what it computes itself.
+        """
+        if not gates.weights.requires_grad:
+            # What was made in inference mode may not be used in training.
+            key = (self.ranks, self.scales, torch.is_inference_mode_enabled())
+            if key not in gates.made:
+                gates.made[key] = self._spread(gates.weights)
+            return gates.made[key]
+        return self._spread(gates.weights)
+
+    def _spread(self, weights: torch.Tensor) -> torch.Tensor:
+        weights = weights if weights.dim() == 3 else weights.unsqueeze(1)
+        return weights[..., self.owner] * self.scale
+
+    def _gathered(self, y: torch.Tensor, x: torch.Tensor, hard: torch.Tensor) -> torch.Tensor:
+        """One expert a row: gather the rows' matrices instead of computing all experts.
+
+        Pays with more than a few frames: a decoder step would spend more on the copies than it
+        saves.
         """
         rank = self.ranks[0]
-        a = self.lora_A.view(len(self.ranks), rank, -1)[hard]  # (batch, rank, in)
-        b = self.lora_B.view(-1, len(self.ranks), rank)[:, hard]  # (out, batch, rank)
+        a = self.lora_A.view(len(self.ranks), rank, -1).index_select(0, hard)  # (batch, rank, in)
+        b = self.lora_B.view(-1, len(self.ranks), rank).index_select(1, hard)  # (out, batch, rank)
         scale = self.scale.view(len(self.ranks), rank)[hard, 0].view(-1, 1, 1)
         down = torch.matmul(x, a.transpose(1, 2)) * scale.to(x.dtype)
-        return torch.matmul(down, b.permute(1, 2, 0))
+        up = b.permute(1, 2, 0)  # (batch, rank, out)
+        # The update is added by the product; in place, autograd would copy the view's gradient.
+        if torch.is_grad_enabled():
+            return torch.baddbmm(y, down, up)
+        return y.baddbmm_(down.to(y.dtype), up.to(y.dtype))
+
+
+def _add_product(
+    y: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float = 1.0
+) -> torch.Tensor:
+    """``y + scale · down upᵀ`` in ``y (n, out)``; ``down (n, rank)``, ``up (out, rank)``."""
+    # Automatic mixed precision knows nothing of products in place.
+    return y.addmm_(down.to(y.dtype), up.to(y.dtype).t(), alpha=scale)

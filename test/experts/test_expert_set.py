@@ -280,3 +280,25 @@ def test_removed_experts_leave_the_backbone_as_it_was(backbone, batch_of):
     assert torch.equal(run(backbone, *batch_of(0.4), ["hi"], gates)[1], before)
     assert not any(isinstance(m, LoRALinear) for m in backbone.modules())
     ExpertSet(backbone, LoRAOptions(), ["b"])
+
+
+@torch.no_grad()
+def test_merged_mixture_does_what_the_mixture_does(backbone, batch_of):
+    experts = ExpertSet(backbone, LoRAOptions(rank=2), ["a", "b"])
+    for layer in experts.layers.values():
+        torch.nn.init.normal_(layer.lora_B, std=0.1)
+    speech, lengths = batch_of(1.1, 0.6)
+    weights = torch.tensor([0.7, 0.3])
+
+    def logits():
+        encoded = backbone.encode_upper(backbone.encode_lower(speech, lengths, 0), 0)
+        return backbone.decode(backbone.tokens.prompt(["hi", "it"]), encoded)
+
+    without = logits()
+    with experts.use(Gates.of(weights.expand(2, -1))):
+        want = logits()
+    with pytest.raises(ExpertError, match="2 experts"):
+        experts.merge_mixture(backbone, torch.ones(3))
+    experts.merge_mixture(backbone, weights)
+    torch.testing.assert_close(logits(), want, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits(), without, atol=1e-2)

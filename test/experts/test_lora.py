@@ -205,3 +205,52 @@ def test_gates_of_another_batch(rows):
     layer, _ = make((2, 2))
     with use_gates(Gates.of(torch.rand(rows, 2))), pytest.raises(ValueError, match="batch of 5"):
         layer(torch.randn(BATCH, FRAMES, IN))
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("kind", ["dense", "frames", "hard", "uniform", "zero"])
+@pytest.mark.parametrize(("ranks", "bias"), [((3, 3, 3), True), ((1, 4, 2), False)])
+def test_without_gradient_long_rows_equal_a_loop_too(kind, ranks, bias, inference, monkeypatch):
+    # Where rows have many frames, and nothing is trained, mixtures are merged row by row.
+    frames = 40
+    monkeypatch.setattr(f"{__name__}.FRAMES", frames)
+    layer, alphas = make(ranks, bias=bias)
+    merged, original = [], LoRALinear._merged_rows
+    monkeypatch.setattr(
+        LoRALinear, "_merged_rows", lambda *args: merged.append(1) or original(*args)
+    )
+    gates, x = gates_of(kind, len(ranks)), torch.randn(BATCH, frames, IN)
+    kept = x.clone()
+    with torch.inference_mode(inference), torch.no_grad(), use_gates(gates):
+        got, again = layer(x), layer(x)
+    want = loop(layer, alphas, x, gates.weights)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    assert torch.equal(got, again) and torch.equal(x, kept)
+    assert bool(merged) == (kind in ("dense", "zero"))
+    nn.init.zeros_(layer.lora_B)
+    with torch.no_grad(), use_gates(gates):
+        torch.testing.assert_close(layer(x), layer.base(x), rtol=1e-6, atol=1e-6)
+
+
+def test_gates_of_inference_serve_in_training():
+    # What layers keep of the weights is made once; tensors of inference mode allow no gradient.
+    layer, _ = make((3, 3))
+    other, others_alphas = make((2, 4), seed=1)
+    gates, x = gates_of("dense", 2), torch.randn(BATCH, FRAMES, IN)
+    with torch.inference_mode(), use_gates(gates):
+        layer(x)
+    with use_gates(gates):
+        layer(x).sum().backward()
+        got = other(x)
+    assert layer.lora_B.grad is not None
+    torch.testing.assert_close(got, loop(other, others_alphas, x, gates.weights))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_merged_mixture_equals_the_mixture(bias):
+    layer, alphas = make((1, 4, 2), bias=bias)
+    weights, x = torch.tensor([0.5, 0.2, 0.3]), torch.randn(BATCH, FRAMES, IN)
+    before = layer.weight.clone()
+    want = loop(layer, alphas, x, weights.expand(BATCH, -1))
+    torch.testing.assert_close(layer.merged_mixture(weights)(x), want, rtol=1e-5, atol=1e-5)
+    assert torch.equal(layer.weight, before)
