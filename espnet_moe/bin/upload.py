@@ -2,13 +2,13 @@ r"""Upload a folder that `espnet-moe pack hub` has made to the hub.
 
 The folder is checked against its manifest first: a file that is missing, changed or not of the
 package is an error. By default nothing is sent: the files are listed with their sizes, and where
-they would go. `--dry_run false` sends them as one commit, with the token of HF_TOKEN or of
+they would go. `--upload true` sends them as one commit, with the token of HF_TOKEN or of
 `hf auth login`.
 
 Example:
   python -m espnet_moe.bin.upload hub/mini --name owner/whisper-mini-indic
   HF_TOKEN=hf_… python -m espnet_moe.bin.upload hub/mini --name owner/whisper-mini-indic \
-    --private true --dry_run false
+    --private true --upload true
 """
 
 import argparse
@@ -27,7 +27,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--private", type=cli.boolean, default=False, help="make a new model private"
     )
     parser.add_argument(
-        "--dry_run", type=cli.boolean, default=True, help="only tell what would be sent"
+        "--upload", type=cli.boolean, default=False, help="send it; else tell what would be sent"
     )
     return parser
 
@@ -42,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, size in content.sizes.items():
         print(f"{_readable(size):>10}  {name}")
     print(f"{_readable(sum(content.sizes.values())):>10}  in {len(content.sizes)} files")
-    if args.dry_run:
+    if not args.upload:
         kind = "private" if args.private else "public"
-        print(f"would go to {address(args.name)} ({kind} if new); --dry_run false sends it")
+        print(f"would go to {address(args.name)} ({kind} if new); --upload true sends it")
         return
     print(f"uploaded: {upload(content, args.name, args.private)}")
 

@@ -76,7 +76,7 @@ def test_a_dry_run_sends_nothing(folder, hub, capsys, monkeypatch):
     assert [row.split()[2] for row in rows] == files_of(folder)
     assert f"{(folder / 'moe.yaml').stat().st_size} B  moe.yaml" in "\n".join(rows)
     assert total.endswith(f"in {len(rows)} files")
-    assert where == "would go to https://hub/me/mixture (public if new); --dry_run false sends it"
+    assert where == "would go to https://hub/me/mixture (public if new); --upload true sends it"
     assert hub.told == []
 
 
@@ -85,7 +85,7 @@ def test_an_upload_is_the_whole_package_and_no_more(folder, hub, capsys):
     (folder / ".gitattributes").write_text("*.zip")
     (folder / ".cache/huggingface").mkdir(parents=True)
     (folder / ".cache/huggingface/x.lock").touch()
-    command.main([str(folder), "--name", NAME, "--private", "true", "--dry_run", "false"])
+    command.main([str(folder), "--name", NAME, "--private", "true", "--upload", "true"])
     assert hub.told == [("create", NAME, True, True), ("upload", NAME, want)]
     assert hub.token == "hf_mine"
     assert capsys.readouterr().out.endswith("uploaded: https://hub/me/mixture/commit/1\n")
@@ -94,14 +94,14 @@ def test_an_upload_is_the_whole_package_and_no_more(folder, hub, capsys):
 def test_no_token(folder, hub, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     with pytest.raises(UserError, match=r"no token.*Access Tokens.*export HF_TOKEN=hf_") as error:
-        command.main([str(folder), "--name", NAME, "--dry_run", "false"])
+        command.main([str(folder), "--name", NAME, "--upload", "true"])
     assert hub.told == [] and "\n" not in str(error.value)
 
 
 def test_a_hub_that_refuses(folder, hub):
     hub.refuse = OSError("403 Forbidden")
     with pytest.raises(UserError, match="'me/mixture' could not be uploaded: 403 Forbidden"):
-        command.main([str(folder), "--name", NAME, "--dry_run", "false"])
+        command.main([str(folder), "--name", NAME, "--upload", "true"])
     assert hub.told == []
 
 
@@ -116,11 +116,11 @@ def test_a_hub_that_refuses(folder, hub):
         (shutil.rmtree, "is no folder: make one with `espnet-moe pack hub`"),
     ],
 )
-@pytest.mark.parametrize("dry", ["true", "false"])
-def test_what_is_not_a_whole_package(folder, hub, spoil, message, dry):
+@pytest.mark.parametrize("send", ["true", "false"])
+def test_what_is_not_a_whole_package(folder, hub, spoil, message, send):
     spoil(folder)
     with pytest.raises(UserError, match=message):
-        command.main([str(folder), "--name", NAME, "--dry_run", dry])
+        command.main([str(folder), "--name", NAME, "--upload", send])
     assert hub.told == []
 
 
@@ -131,7 +131,7 @@ def test_a_package_without_a_card(folder, hub):
         (folder / name).unlink()
     seal(folder)
     with pytest.raises(UserError, match=r"has no model card \(README.md\)"):
-        command.main([str(folder), "--name", NAME, "--dry_run", "false"])
+        command.main([str(folder), "--name", NAME, "--upload", "true"])
     assert hub.told == []
 
 

@@ -267,9 +267,9 @@ def test_packages(recipe: Recipe) -> None:
     assert done.returncode == 0, done.stderr
     assert "--strategy soft" in recipe.line("pack model ")
     assert "--name me/it" in recipe.line("pack hub ")
-    assert "--name me/it --dry_run true" in recipe.line("upload ")
+    assert "--name me/it --upload false" in recipe.line("upload ")
     recipe.run(*words, "--hf_repo", "me/it", "--packed_system", "joint", "--upload", "true")
-    assert recipe.did() == ["upload"] and "--dry_run false" in recipe.line("upload ")
+    assert recipe.did() == ["upload"] and "--upload true" in recipe.line("upload ")
 
 
 @pytest.mark.parametrize(

@@ -39,5 +39,5 @@ uploading() { # stage 15
         finish "$expdir/.done/stage15.json"
     fi
     $python -m espnet_moe.bin.upload "$expdir/packed/hub" --name "$hf_repo" \
-        --dry_run "$([ "$upload" = true ] && echo false || echo true)"
+        --upload "$upload"
 }
