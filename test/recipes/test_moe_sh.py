@@ -314,6 +314,19 @@ def test_experts_that_start_from_another(recipe: Recipe) -> None:
     assert "--experts_from does without: give one" in refused.stderr
 
 
+def test_experts_do_not_start_from_what_they_replace(recipe: Recipe) -> None:
+    assert recipe.run("--stop_stage", "8").returncode == 0
+    expert = "exp/name/expert_hi/expert"
+    for folder in (expert, f"./exp/../{expert}/", recipe.folder / expert):
+        words = ["--stop_stage", "8", "--init_expert", str(folder)]
+        refused = recipe.run(*words)
+        assert refused.returncode == 2 and "give another --expdir" in refused.stderr
+        assert (recipe.folder / expert / "expert.json").is_file() and recipe.did() == []
+    assert recipe.run(*words, "--expdir", "exp/from_hi").returncode == 0
+    # A folder whose name only begins alike is another.
+    assert recipe.run(*words, "--expdir", "exp/na").returncode == 0
+
+
 def test_learning_curves_of_the_grid_are_analysed(recipe: Recipe) -> None:
     recipe.always = []
     assert recipe.run(*MIXTURE).returncode == 0
