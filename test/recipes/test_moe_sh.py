@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from espnet_moe.tracking import backbone_name
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Stamps are kept by the real module; every other command line is noted, and makes what is expected.
@@ -336,6 +338,18 @@ def test_learning_curves_of_the_grid_are_analysed(recipe: Recipe) -> None:
     assert recipe.run(*MIXTURE).returncode == 0
     assert "--curves exp/grid/transfer/curves_name.tsv" in recipe.line("analyze transfer")
     assert "analyze" in recipe.did() and "train" not in recipe.did()
+
+
+def test_curves_are_looked_for_where_the_grid_writes_them(recipe: Recipe) -> None:
+    assert recipe.run().returncode == 0
+    shutil.copytree(recipe.folder / "exp/name", recipe.folder / "exp/other")
+    curves = recipe.write("exp/grid/transfer/curves_other.tsv", "language\tstart\thours\twer\n")
+    recipe.always = ["--stage", "12", "--stop_stage", "12", "--analyses", "transfer"]
+    for backbone in ("hub/other", "x/other.pt", "other.zip", "x/other/"):
+        assert curves.name == f"curves_{backbone_name(backbone)}.tsv"  # that of bin.grid
+        shutil.rmtree(recipe.folder / "exp/other/.done")  # so that each is analysed
+        assert recipe.run("--backbone", backbone).returncode == 0
+        assert "--curves exp/grid/transfer/curves_other.tsv" in recipe.line("analyze transfer")
 
 
 def test_an_analysis_that_fails_leaves_nothing_old(recipe: Recipe) -> None:

@@ -224,7 +224,8 @@ assign_config=${assign_config:-conf/assign_$experts_by.yaml}
 # A backbone has its own experts and results: the same recipe with another leaves them alone.
 backbone_name=$(basename "$backbone")
 backbone_name=${backbone_name%.pt}
-expdir=${expdir:-exp/${backbone_name%.zip}}
+backbone_name=${backbone_name%.zip} # as espnet_moe.tracking.backbone_name
+expdir=${expdir:-exp/$backbone_name}
 check_options
 log "$command_line"
 if [ -n "$codeswitch_config" ] && [ "$(wc -w <<<"$langs")" -lt 2 ]; then

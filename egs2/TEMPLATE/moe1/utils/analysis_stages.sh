@@ -21,7 +21,7 @@ words_of() {
         similarity | transfer)
             words=(--experts "${experts[@]}" "${passes[@]}" ${tree:+--families "$tree"})
             # What grid.sh --grid transfer has found with this base.
-            curves=exp/grid/transfer/curves_${backbone_name%.zip}.tsv
+            curves=exp/grid/transfer/curves_$backbone_name.tsv
             if [ "$1" = transfer ] && [ -f "$curves" ]; then
                 words+=(--curves "$curves")
                 from+=("$curves")
