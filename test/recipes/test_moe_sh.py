@@ -352,6 +352,16 @@ def test_curves_are_looked_for_where_the_grid_writes_them(recipe: Recipe) -> Non
         assert "--curves exp/grid/transfer/curves_other.tsv" in recipe.line("analyze transfer")
 
 
+def test_times_of_words_or_phones_are_probed(recipe: Recipe) -> None:
+    assert recipe.run().returncode == 0
+    recipe.always = ["--stage", "12", "--stop_stage", "12", "--analyses", "probing"]
+    assert recipe.run().returncode == 0 and recipe.did() == []
+    for name in ("words", "phones"):
+        path = recipe.write(f"dump/raw/test_it/{name}.ctm", "u-1 1 0 1 a\n")
+        assert recipe.run().returncode == 0 and recipe.did() == ["analyze"], name
+        path.unlink()
+
+
 def test_an_analysis_that_fails_leaves_nothing_old(recipe: Recipe) -> None:
     recipe.always = []
     assert recipe.run(*MIXTURE).returncode == 0
