@@ -396,8 +396,8 @@ def _probing_options(parser: argparse.ArgumentParser) -> None:
 def _probing(args: argparse.Namespace) -> "Analysis":
     r"""What linear probes read from encoder layers, with and without the expert.
 
-    The data need word timings (words.ctm, or --words); with those of phones in IPA (phones.ctm, or
-    --phones) frames are probed. All times are those of the formatted audio.
+    The data need times of words (words.ctm, or --words) or of phones in IPA (phones.ctm, or
+    --phones), by which frames are probed. All times are those of the formatted audio.
 
     Example:
       python -m espnet_moe.bin.analyze probing --backbone whisper_mini --utterances 120 \
