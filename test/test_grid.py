@@ -1,5 +1,6 @@
 """Grids of experiments: what they consist of, when one is finished, what the report tells."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,7 +13,9 @@ from espnet_moe.analysis.curves import read_curves
 from espnet_moe.bin import grid as command
 from espnet_moe.bin import score
 from espnet_moe.config import ConfigError
+from espnet_moe.files import write_manifest
 from espnet_moe.grid import read_grid
+from espnet_moe.scoring.results import MANIFEST
 from test_scoring import ENGLISH, write_hypotheses, write_references
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,27 +90,40 @@ def test_the_recipes_own_grids():
     assert len(files) == 5 == len({(conf.parent / name).read_text() for name in files})
 
 
+# What another run has to leave before these can start.
+OF_OTHER_RUNS = {"init_expert": "holds no expert", "experts_from": "does not exist"}
+
+
 @pytest.mark.parametrize(
     ("recipe", "grid"),
     [
-        ("mini", "ranks"),
-        ("mini", "transfer"),
-        *(("multilingual", grid) for grid in ("ranks", "ratios", "domains")),
+        *(("mini", grid) for grid in ("ranks", "transfer")),
+        *(("multilingual", grid) for grid in ("ranks", "ratios", "domains", "routing")),
     ],
 )
 def test_a_recipe_takes_the_options_of_its_grids(recipe, grid, tmp_path):
+    """Of every axis each value once."""
     folder = ROOT / "egs2" / recipe / "moe1"
-    (one, *_) = read_grid(folder / "conf/grid.yaml", grid, tmp_path)
-    one.prepare()
-    words = (one.folder / "options").read_text().splitlines()
     (tmp_path / "corpora").mkdir()
-    done = subprocess.run(
-        [folder / "run.sh", *words, "--stage", "2", "--stop_stage", "1"],
-        capture_output=True,
-        text=True,
-    )
-    (told,) = done.stderr.splitlines()  # nothing else is wrong
-    assert "there is no stage to run" in told
+    seen = set()
+    for one in read_grid(folder / "conf/grid.yaml", grid, tmp_path):
+        if seen.issuperset(one.values.items()):
+            continue
+        seen.update(one.values.items())
+        one.prepare()
+        words = (one.folder / "options").read_text().splitlines()
+        done = subprocess.run(
+            [folder / "run.sh", *words, "--stage", "2", "--stop_stage", "1"],
+            capture_output=True,
+            text=True,
+        )
+        (told,) = done.stderr.splitlines()  # nothing else is wrong
+        reasons = [
+            f"--{name} {one.options[name]} {why}"
+            for name, why in OF_OTHER_RUNS.items()
+            if name in one.options
+        ]
+        assert any(why in told for why in ("there is no stage to run", *reasons)), one.name
 
 
 def test_further_words_belong_to_the_results(registry, results, tmp_path):
@@ -146,26 +162,74 @@ def test_in_domain_against_cross_domain(tmp_path, registry):
     assert not any(line.startswith("|both|en|oracle|mls") for line in report)
 
 
-def test_learning_curves_of_a_grid_of_starts(tmp_path, registry, results):
-    registry.write_text(
-        "transfer: {axes: {backbone: [hub/tiny], langs: [en], start: {scratch: {}, "
-        "hi: {init_expert: x}}, hours: {0.1: {max_train_hours: 0.1}, all: {}}}}"
-    )
-    for one in read_grid(registry, "transfer", tmp_path / "all")[:3]:
-        data = one.folder / "assign_language/data/train_en"
-        data.mkdir(parents=True)
-        hours = 0.1 if "max_train_hours" in one.options else 1.0
-        (data / "utt2dur").write_text(f"a {hours * 1800}\nb {hours * 1800}\n")
-        shutil.copytree(results, one.folder, dirs_exist_ok=True)
-        one.finish()
-    where = ["--registry", str(registry), "--exp", str(tmp_path / "all")]
-    command.main(["report", "--grid", "transfer", *where, "--system", "baseline"])
-    path = tmp_path / "all/transfer/curves_tiny.tsv"
+TRANSFER = """
+transfer:
+  axes:
+    langs: [en]
+    start: {scratch: {}, hi: {init_expert: x}}
+    hours: {0.1: {max_train_hours: 0.1}, all: {}}
+"""
+
+
+@pytest.fixture
+def transfer(tmp_path, registry, results):
+    """Finish all but one experiment of a grid, with a backbone; report on it."""
+
+    def report(grid=TRANSFER, backbone="hub/tiny"):
+        registry.write_text(grid)
+        for path in results.glob("oracle/greedy/logdir/output.*.json"):
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"backbone": backbone}))
+        shutil.rmtree(tmp_path / "all", ignore_errors=True)
+        for one in read_grid(registry, "transfer", tmp_path / "all")[:3]:
+            data = one.folder / "assign_language/data/train_en"
+            data.mkdir(parents=True)
+            hours = 0.1 if "max_train_hours" in one.options else 1.0
+            (data / "utt2dur").write_text(f"a {hours * 1800}\nb {hours * 1800}\n")
+            shutil.copytree(results, one.folder, dirs_exist_ok=True)
+            one.finish()
+        where = ["--registry", str(registry), "--exp", str(tmp_path / "all")]
+        command.main(["report", "--grid", "transfer", *where, "--system", "baseline"])
+        return sorted((tmp_path / "all/transfer").glob("curves_*"))
+
+    return report
+
+
+def test_learning_curves_of_a_grid_of_starts(transfer):
+    (path,) = transfer()
     curves = read_curves(path)["en"]
-    assert [(p.hours, p.wer) for p in curves["scratch"]] == [(0.1, 50.0), (1.0, 50.0)]
+    # Of the oracle, whatever system the tables are of.
+    assert [(p.hours, p.wer) for p in curves["scratch"]] == [(0.1, 0.0), (1.0, 0.0)]
     assert [p.hours for p in curves["hi"]] == [0.1]
-    low, high = curves["hi"][0].interval
-    assert low < 50 < high
+    assert curves["hi"][0].interval == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("backbone", ["hub/tiny", "x/tiny.pt", "tiny.zip", "x/tiny/"])
+def test_curves_are_named_as_recipes_look_for_them(transfer, backbone):
+    assert [path.name for path in transfer(backbone=backbone)] == ["curves_tiny.tsv"]
+
+
+@pytest.mark.parametrize(
+    ("grid", "reason"),
+    [
+        (TRANSFER.replace("langs: [en]", "nj: [1]"), "langs of its grid is not told"),
+        (TRANSFER.replace("[en]", "[en it]"), "langs of its grid names en it"),
+        (TRANSFER.replace("[en]", "[hi]"), "it has 0 results of that on test_hi"),
+    ],
+)
+def test_what_is_in_no_learning_curve_is_told(transfer, caplog, grid, reason):
+    assert transfer(grid) == []
+    told = [record.message for record in caplog.records if "learning curve" in record.message]
+    assert len(told) == 3 and all(reason in message for message in told)
+
+
+def test_experts_of_clusters_have_no_learning_curve(transfer, results, caplog):
+    path = results / "results.json"
+    content = json.loads(path.read_text())
+    for row in content["rows"]:
+        row["system"] = row["system"].replace("oracle", "oracle_kmeans")
+    path.write_text(json.dumps(content))
+    write_manifest(results / MANIFEST, [path])
+    assert transfer() == [] and "experts by language, and it has 0" in caplog.text
 
 
 @pytest.mark.parametrize(

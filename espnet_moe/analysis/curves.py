@@ -32,7 +32,8 @@ def data_needed(curve: Sequence[tuple[float, float]], target: float) -> float | 
         target: WER.
 
     Returns:
-        Hours; those of the smallest training where that is good enough; ``None`` where none is.
+        Hours; those of the smallest training where that is good enough, though fewer might have
+        been, too; ``None`` where none is.
 
     Raises:
         UserError: For no points, hours that are not above 0, or two trainings of the same hours.
@@ -60,15 +61,25 @@ def data_saved(
         By training from scratch its ``hours`` and ``wer``; the ``gain`` of transfer with as many
         hours, percent of that WER (``None`` where no training had them); the hours ``needed``
         after transfer to match it, and the ``factor`` between them (above 1: data are saved),
-        ``None`` where it is never reached.
+        ``None`` where it is never reached. Where the smallest training after transfer is good
+        enough already, bounds are all that is known: ``needed_at_most``, ``factor_at_least``.
     """
+    least = min((h for h, _ in transferred), default=math.nan)
     found: list[dict[str, float | None]] = []
     for hours, wer in sorted(scratch):
         same = [other for h, other in transferred if math.isclose(h, hours, rel_tol=0.01)]
         gain = 100 * (wer - same[0]) / wer if same and wer > 0 else None
         needed = data_needed(transferred, wer)
-        factor = None if needed is None else hours / needed
-        found.append({"hours": hours, "wer": wer, "gain": gain, "needed": needed, "factor": factor})
+        known = {
+            "needed": needed,
+            "factor": None if needed is None else hours / needed,
+            "needed_at_most": None,
+            "factor_at_least": None,
+        }
+        if needed == least:
+            bounds = {"needed_at_most": needed, "factor_at_least": known["factor"]}
+            known = {"needed": None, "factor": None, **bounds}
+        found.append({"hours": hours, "wer": wer, "gain": gain, **known})
     return found
 
 

@@ -18,6 +18,7 @@ _TOKEN = re.compile(
     r'"(?P<text>(?:[^"]|"")*)"|(?P<comment>!.*)|(?<!\S)(?P<number>[-+]?\d\S*)(?!\S)'
     r"|(?P<flag><\w+>)|[^\s\"!]+"
 )
+_TEXT_FILES = ("ooTextFile", "ooTextFile short")  # the second as P2FA and older scripts write it
 _ENCODINGS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_BE: "utf-16",
@@ -42,7 +43,7 @@ def read_textgrid(path: Path) -> dict[str, tuple[Word, ...]]:
     """
     try:
         tokens = _tokens(_decoded(path.read_bytes()))
-        if (next(tokens), next(tokens)) != ("ooTextFile", "TextGrid"):
+        if next(tokens) not in _TEXT_FILES or next(tokens) != "TextGrid":
             raise ValueError("it does not begin as a TextGrid in Praat's text form does")
         _seconds(tokens), _seconds(tokens)
         if next(tokens) != "<exists>":

@@ -239,11 +239,14 @@ ABOUT = About(
         "other families' languages, "
         "tested one-sided by permuting which language is in which (with few languages the "
         "smallest possible p is large). Intervals: 95 %, bootstrap over utterances, paired "
-        "with the base. Few-shot: trainings of as many steps on parts of a language's "
-        "data, from another language's expert and from scratch; the gain with the same data, and "
-        "the hours at which one after transfer reaches the WER of one from scratch, by "
-        "interpolation in the logarithm of hours. One training each: another seed would tell "
-        "somewhat else, which the intervals do not know."
+        "with the base. Few-shot: trainings on parts of a language's data, from another "
+        "language's expert and from scratch; the gain with the same data, and the hours needed "
+        "after transfer to reach the WER of one from scratch, by interpolation in the logarithm "
+        "of hours; where the smallest training reaches it, they are an upper bound (≤), and the "
+        "factor a lower one (≥). All trainings have the same, small number of steps, and those "
+        "of the expert that one starts from, and its data, are not counted: what is saved is "
+        "data and steps, and how much of either is not told apart. One training each: another "
+        "seed would tell somewhat else, which the intervals do not know."
     ),
     sources=SOURCES,
     units={

@@ -396,8 +396,8 @@ def _probing_options(parser: argparse.ArgumentParser) -> None:
 def _probing(args: argparse.Namespace) -> "Analysis":
     r"""What linear probes read from encoder layers, with and without the expert.
 
-    The data need word timings (words.ctm, or --words); with those of phones in IPA (phones.ctm, or
-    --phones) frames are probed. All times are those of the formatted audio.
+    The data need times of words (words.ctm, or --words) or of phones in IPA (phones.ctm, or
+    --phones), by which frames are probed. All times are those of the formatted audio.
 
     Example:
       python -m espnet_moe.bin.analyze probing --backbone whisper_mini --utterances 120 \
@@ -417,8 +417,11 @@ def _probing(args: argparse.Namespace) -> "Analysis":
     words, phones = read_timings(args.data)
     table = read_features(args.features) if args.features else None
     ids = {utt.utt_id for folder in args.data for utt in load_datadir(folder).utterances}
-    words |= read_given(args.words, ("words", "word"), ids)
-    phones |= read_given(args.phones, ("phones", "phone"), ids)
+    # Never both: two aligners' symbols and borders would be one task's labels.
+    if args.words:
+        words = read_given(args.words, ("words", "word"), ids)
+    if args.phones:
+        phones = read_given(args.phones, ("phones", "phone"), ids)
     subject, drawn = _subject(args)
     return probing(
         *(subject, drawn, languages, words, phones, args.classes, args.max_tokens),

@@ -3,8 +3,8 @@
 list      the experiments that are not finished, a name a line, after writing <folder>/options
 finish    note that an experiment's results are of its options
 report    tables and a picture of the finished ones: <exp>/<grid>/report.md, report.csv, wer.png; of
-          a grid with the axis start learning curves, too: curves_<backbone>.tsv, which
-          `analyze transfer --curves` reads
+          a grid with the axis start learning curves of the system oracle, too:
+          curves_<backbone>.tsv, which `analyze transfer --curves` reads
 """
 
 import argparse
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
         write_text(folder / "report.md", "\n".join(part for part in parts if part))
         write_text(folder / "report.csv", to_csv(wer))
-        for backbone, rows in learning_curves(finished, args.system[0]).items():
+        for backbone, rows in learning_curves(finished).items():
             lines = ["\t".join(row) for row in (CURVES, *rows)]
             write_text(folder / f"curves_{backbone}.tsv", "\n".join(lines) + "\n")
         tables = [wer, *([] if domains is None else [domains]), parameters]

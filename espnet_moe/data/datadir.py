@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from espnet_moe.data.extras import (
+    CTM_FILES,
     EXTRA_FILES,
     Extras,
     extras_problems,
@@ -227,6 +228,8 @@ def validate_datadir(path: str | Path, check_audio: bool = False) -> None:
     utterances = data.utterances
     problems = _utterance_problems(utterances)
     for name in (*_REQUIRED, "spk2utt", *_SORTED, *EXTRA_FILES):
+        if name in CTM_FILES:  # of other tools, maybe
+            continue
         if name == "spk2utt" and not (path / name).is_file():
             problems.append("spk2utt is missing")
         elif (path / name).is_file():

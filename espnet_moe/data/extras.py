@@ -9,8 +9,10 @@
     utt2weight     utt_id weight                           (of the utterance in the training loss)
 
 The first five may leave utterances out; the last two list all, or are not there. Lines are sorted
-by utterance id as ``LC_ALL=C sort`` does; an utterance's alternatives, words, phones and segments
-keep their order.
+by utterance id as ``LC_ALL=C sort`` does; an utterance's alternatives and segments keep their
+order. A CTM may come from other tools: its comments (``;;``) are left out, its lines may stand in
+any order (those of an utterance are put in that of their starts), and ``phones.ctm`` may have
+utterances that the set has not.
 """
 
 import math
@@ -29,8 +31,9 @@ EXTRA_FILES = (
 
 NOTHING = "<na>"  # OWSM's symbol for a text that is not there
 
-_CTM = {"words.ctm": "timings", "phones.ctm": "phones"}  # attributes of Extras
+CTM_FILES = {"words.ctm": "timings", "phones.ctm": "phones"}  # attributes of Extras
 _CHANNEL = "1"  # of a CTM: recordings are mono
+_COMMENT = ";;"  # begins a line of a CTM
 _TOLERANCE: Seconds = 0.005  # times are written in milliseconds
 
 
@@ -139,7 +142,7 @@ def write_extras(path: Path, extras: Extras, utt_ids: Iterable[str]) -> None:
         lines["text.alt"] += [f"{key} {text}" for text in extras.alternatives.get(key, ())]
         if key in extras.ctc:
             lines["text.ctc"].append(f"{key} {extras.ctc[key]}")
-        for name, attribute in _CTM.items():
+        for name, attribute in CTM_FILES.items():
             lines[name] += [
                 f"{key} {_CHANNEL} {word.start:.3f} {word.duration:.3f} {word.word}"
                 for word in getattr(extras, attribute).get(key, ())
@@ -154,7 +157,7 @@ def write_extras(path: Path, extras: Extras, utt_ids: Iterable[str]) -> None:
     # Read as they will be read, so that nothing is written that is then refused.
     problems = [
         f"{name}: '{word.word}' of {key} is empty or holds white space"
-        for name, attribute in _CTM.items()
+        for name, attribute in CTM_FILES.items()
         for key in ordered
         for word in getattr(extras, attribute).get(key, ())
         if word.word.split() != [word.word]
@@ -211,7 +214,7 @@ def extras_problems(
     for key, words in extras.timings.items():
         if key in texts and " ".join(word.word for word in words) != texts[key]:
             problems.append(f"words.ctm: the words of {key} are not its text")
-    for name, attribute in _CTM.items():
+    for name, attribute in CTM_FILES.items():
         problems += [
             f"{name}: {key} ends after its audio ({durations[key]:.3f} s)"
             for key, words in getattr(extras, attribute).items()
@@ -232,11 +235,16 @@ def _parse(
     """Read the lines of one file; note what is wrong with them."""
     known = set(utt_ids)
     table: dict[str, list[object]] = defaultdict(list)
-    several = name in ("text.alt", *_CTM)
+    several = name in ("text.alt", *CTM_FILES)
     for number, line in lines:
+        if name in CTM_FILES and line.startswith(_COMMENT):
+            continue
         key, *rest = line.split(maxsplit=1)
         where = f"{name}:{number}: {key}"
         if key not in known:
+            # One file of an aligner may serve several sets.
+            if name == "phones.ctm":
+                continue
             problems.append(f"{where} is not in wav.scp")
         elif not rest:
             problems.append(f"{where} has no value")
@@ -248,12 +256,9 @@ def _parse(
                 table[key].append(value)
             except ValueError as error:
                 problems.append(f"{where}: {error}")
-    if name in _CTM:
-        for key, words in table.items():
-            starts = [word.start for word in words]  # type: ignore[attr-defined]
-            if starts != sorted(starts):
-                what = name.removesuffix(".ctm")
-                problems.append(f"{name}: the {what} of {key} are not in the order of their times")
+    if name in CTM_FILES:
+        for words in table.values():
+            words.sort(key=lambda word: word.start)  # type: ignore[attr-defined]
     if name in ("utt2experts", "utt2weight"):
         problems += [f"{name} lacks {key}, which wav.scp has" for key in sorted(known - set(table))]
     if name == "utt2segments":

@@ -24,9 +24,11 @@ from tqdm import tqdm
 
 from espnet_moe.data.audio import AudioError, Samples, is_stored_as, load_audio, speech_bounds
 from espnet_moe.data.files import write_bytes, write_text
+from espnet_moe.data.sources import file_of
 from espnet_moe.data.utterance import SAMPLE_RATE, Seconds
 
 _CHUNK = 64  # utterances handed to a process at a time, less where there are few
+_PARTS = 16  # of a recording, at least: every process that gets some decodes all of it
 _JOURNAL = ".journal"
 _CRASHED = "the decoder crashed on it"
 
@@ -206,8 +208,7 @@ def _run_pool(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(num_jobs, len(jobs)), context, _start_process)
     try:
-        size = max(1, min(_CHUNK, len(jobs) // (8 * num_jobs)))
-        chunks = [jobs[first : first + size] for first in range(0, len(jobs), size)]
+        chunks = make_chunks(jobs, num_jobs)
         for future in as_completed([pool.submit(format_chunk, chunk, journal) for chunk in chunks]):
             done = future.result()
             outcomes |= done
@@ -229,6 +230,31 @@ def _run_pool(
     finally:
         pool.shutdown(cancel_futures=True)
     return outcomes, []
+
+
+def make_chunks(jobs: Sequence[Job], num_jobs: int) -> list[list[Job]]:
+    """Cut jobs into what is handed to a process at a time.
+
+    Args:
+        jobs: In the order of their sources.
+        num_jobs: Number of processes; there are several chunks for each, so that they end together.
+
+    Returns:
+        Chunks of the jobs in their order. Parts of one recording, and rows of one parquet file, are
+        cut into no smaller pieces than those that make a recording worth decoding.
+    """
+    size = max(1, min(_CHUNK, len(jobs) // (8 * num_jobs)))
+    chunks: list[list[Job]] = []
+    file, together = "", 0  # of the last job; how many of it are in the last chunk
+    for job in jobs:
+        path = file_of(job.source)
+        together = together + 1 if path == file else 0
+        if not chunks or (len(chunks[-1]) >= size and (not together or together >= _PARTS)):
+            chunks.append([])
+            together = 0
+        chunks[-1].append(job)
+        file = path
+    return chunks
 
 
 def _start_process() -> None:

@@ -33,6 +33,16 @@ _UTF8 = 1
 _LIST_END, _WORD, _PHONEME = 0, 1, 7  # espeak_EVENT_TYPE
 # What espeak-ng writes where its table of a language lacks the symbol of the IPA.
 _NOT_IPA = {"r.": "ɽ"}
+# Its IPA of Hindi, which Punjabi and Telugu inherit, is broader than its sounds: phsource/ph_hindi
+# has `t` and `d` as dental stops, `c` and `J` as affricates. So do Ohala ("Hindi", Handbook of the
+# IPA, 1999: t̪ d̪ tʃ dʒ) and Krishnamurti and Gwynn (A grammar of modern Telugu, 1985). Voiced
+# stops are breathy, not aspirated.
+_NARROWER = {
+    **{"t": "t̪", "tʰ": "t̪ʰ", "d": "d̪", "dʰ": "d̪ʱ"},
+    **{"c": "tʃ", "cʰ": "tʃʰ", "ɟ": "dʒ", "ɟʰ": "dʒʱ"},
+    **{"bʰ": "bʱ", "ɖʰ": "ɖʱ", "ɡʰ": "ɡʱ"},
+}
+_INDIC = ("hi", "pa", "te")
 
 
 class _Event(ctypes.Structure):
@@ -68,8 +78,8 @@ class PhoneEvent:
     """Where espeak-ng begins a phone, or a pause.
 
     Attributes:
-        symbol: IPA without stress, as broad as espeak-ng is (dental stops of Hindi are ``t``,
-            ``d``); empty for a pause.
+        symbol: IPA without stress, as espeak-ng tells it; stops and affricates of the Indic
+            languages as :func:`espnet_moe.analysis.spelling.pronounce` does. Empty for a pause.
         start: Seconds from the beginning of the speech. Of a vowel it is behind the transition from
             the consonant before it, of a stop its release.
     """
@@ -238,6 +248,9 @@ class Synthesizer:
         # Of a text without words it makes a little silence.
         if not any(chunk.any() for chunk in self._chunks):
             raise UserError(f"espeak-ng gave no sound for '{text}' ({language})")
+        if language in _INDIC:
+            told = ((_NARROWER.get(e.symbol, e.symbol), e.start) for e in self.phones)
+            self.phones[:] = [PhoneEvent(*event) for event in told]
         return np.concatenate(self._chunks).astype(np.float32) / 32768.0
 
     def at(self, sample_rate: int, text: str, language: str, voice: Voice) -> np.ndarray:

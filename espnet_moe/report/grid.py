@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from espnet_moe.data.files import read_lines
+from espnet_moe.errors import UserError
 from espnet_moe.files import atomic
 from espnet_moe.grid import Experiment
 from espnet_moe.report.summary import Row, Table
-from espnet_moe.scoring.folders import MIXED
+from espnet_moe.scoring.folders import MIXED, read_jobs
 from espnet_moe.scoring.results import read_results
-from espnet_moe.scoring.systems import BASELINE, PARTS
+from espnet_moe.scoring.systems import BASELINE, ORACLE, PARTS
+from espnet_moe.tracking import backbone_name
 
 log = logging.getLogger(__name__)
 
@@ -120,32 +123,63 @@ def parameter_table(finished: Sequence[Finished], systems: Sequence[str]) -> Tab
 CURVES = ("language", "start", "hours", "wer", "low", "high")
 
 
-def learning_curves(finished: Sequence[Finished], system: str) -> dict[str, list[tuple[str, ...]]]:
+def learning_curves(finished: Sequence[Finished]) -> dict[str, list[tuple[str, ...]]]:
     """Read how a language's WER falls with its data, of a grid with the axis ``start``.
 
+    The WER is the oracle's: it is experts that are transferred, not the decisions of a router.
+
     Args:
-        finished: Each of one language, which ``langs`` names; hours are those of its training set.
-        system: Whose WER.
+        finished: Each of one language, which ``langs`` names, with an expert by language; the log
+            tells of others, which are left out. Hours are those of the training set.
 
     Returns:
-        By the name of the backbone rows of :data:`CURVES`, with the bootstrap interval; nothing for
-        a grid without that axis.
+        By the name of the backbone (:func:`espnet_moe.tracking.backbone_name`) rows of
+        :data:`CURVES`, with the bootstrap interval; nothing for a grid without that axis.
     """
     curves: dict[str, list[tuple[str, ...]]] = {}
     for one in finished:
-        experiment, values = one.experiment, one.experiment.values
-        if "start" not in values:
+        if "start" not in one.experiment.values:
             continue
-        lang = experiment.options["langs"]
-        data = experiment.folder / "assign_language" / "data" / f"train_{lang}" / "utt2dur"
-        hours = sum(float(line.split()[1]) for line in data.read_text().splitlines()) / 3600
-        backbone = Path(experiment.options.get("backbone", "")).name
-        for row in _plain(one.results):
-            if (row["system"], row["set"]) == (system, f"test_{lang}"):
-                numbers = (hours, row["wer"], *row["wer_ci"])
-                line = (lang, values["start"], *(f"{number:.4f}" for number in numbers))
-                curves.setdefault(backbone, []).append(line)
+        try:
+            backbone, line = _point(one)
+        except UserError as error:
+            log.warning("%s is in no learning curve: %s", one.experiment.name, error)
+            continue
+        curves.setdefault(backbone, []).append(line)
     return curves
+
+
+def _point(one: Finished) -> tuple[str, tuple[str, ...]]:
+    """A training's backbone, and its row of a learning curve.
+
+    Raises:
+        UserError: For an experiment that has no place in one.
+    """
+    experiment = one.experiment
+    langs = experiment.options.get("langs", "").split()
+    if len(langs) != 1:
+        named = f"names {' '.join(langs)}" if langs else "is not told"
+        raise UserError(f"a curve is of one language, and langs of its grid {named}")
+    name = f"test_{langs[0]}"
+    rows = [r for r in _plain(one.results) if (r["system"], r["set"]) == (ORACLE, name)]
+    if len(rows) != 1:
+        raise UserError(
+            f"a curve is of the system {ORACLE} with experts by language, and it has "
+            f"{len(rows)} results of that on {name}"
+        )
+    data = experiment.folder / "assign_language" / "data" / f"train_{langs[0]}" / "utt2dur"
+    try:
+        hours = sum(float(line.split()[1]) for _, line in read_lines(data)) / 3600
+    except (IndexError, ValueError):
+        raise UserError(f"{data} is damaged") from None
+    # As decoded with: a grid may leave the choice to run.sh.
+    jobs = read_jobs(experiment.folder / ORACLE / rows[0]["inference_tag"] / "logdir")
+    backbones = {backbone_name(job["backbone"]) for job in jobs if job.get("backbone")}
+    if len(backbones) != 1:
+        raise UserError("its decoding does not tell with which base it was")
+    numbers = (hours, rows[0]["wer"], *rows[0]["wer_ci"])
+    told = (langs[0], experiment.values["start"], *(f"{number:.4f}" for number in numbers))
+    return backbones.pop(), told
 
 
 def draw(finished: Sequence[Finished], systems: Sequence[str], path: Path) -> bool:

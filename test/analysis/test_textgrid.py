@@ -100,7 +100,11 @@ TIERS = {
 }
 
 
-@pytest.mark.parametrize("text", [LONG, SHORT], ids=["long", "short"])
+# The head that P2FA's scripts and Praat's older manuals have.
+P2FA = SHORT.replace('"ooTextFile"\nObject class = ', '"ooTextFile short"\n', 1)
+
+
+@pytest.mark.parametrize("text", [LONG, SHORT, P2FA], ids=["long", "short", "P2FA"])
 @pytest.mark.parametrize(
     ("encoding", "mark"),
     [("utf-8", ""), ("utf-8-sig", ""), ("utf-16-be", "\ufeff"), ("utf-16-le", "\ufeff")],

@@ -20,6 +20,7 @@ from espnet_moe.analysis.transfer import (
 )
 from espnet_moe.errors import UserError
 from espnet_moe.report.analysis_figures import write_analysis_figures
+from espnet_moe.report.page.analysis_tables import analysis_tables
 
 
 def cell(rate: float, count: int = 50) -> Cell:
@@ -101,7 +102,11 @@ def test_data_needed():
     assert data_needed(curve, 20) == pytest.approx(10)
     assert data_needed(curve, 50) == 1.0 and data_needed(curve, 5) is None
     saved = data_saved(curve, [(0.1, 40.0), (1.0, 20.0)])
-    assert [row["factor"] for row in saved] == [pytest.approx(10), pytest.approx(10), None]
+    assert [row["factor"] for row in saved] == [None, pytest.approx(10), None]
+    assert [row["needed"] for row in saved] == [None, 1.0, None]
+    # Whether less than the smallest training would have done, nobody has tried.
+    assert [row["factor_at_least"] for row in saved] == [10, None, None]
+    assert [row["needed_at_most"] for row in saved] == [0.1, None, None]
     assert [row["gain"] for row in saved] == [50, None, None]  # 40 % becomes 20 % with an hour
     with pytest.raises(UserError, match="different hours above 0"):
         data_needed([(1.0, 3.0), (1.0, 2.0)], 1)
@@ -117,7 +122,12 @@ def test_analysis_of_planted_results(planted, tmp_path):
     languages = {code: (code,) for code in ("hi", "pa", "it")}
     content = transfer({WER: planted}, languages, tree, read_curves(curves)).content()
     assert content["results"]["families"]["wer"]["difference"] == 62.5
-    assert content["results"]["few_shot"]["pa"]["hi"][0]["factor"] == 10
+    assert content["results"]["few_shot"]["pa"]["hi"][0]["factor_at_least"] == 10
+    (table,) = (t for t in analysis_tables("transfer", content["results"]) if "few-shot" in t.slug)
+    titles = [column.title for column in table.columns]
+    assert table.rows[0][titles.index("factor ≥")].text == "10.00"
+    assert table.rows[0][titles.index("needed ≤")].text == "1.000"
+    assert table.rows[0][titles.index("factor")].text == "–"
     assert "no curve from scratch" in content["not_available"]["few_shot of it"]
     clusters = transfer({WER: planted}, {**languages, "it": ("it", "hi")}, tree)
     assert "it are not of one language" in clusters.not_available["families of wer"]

@@ -73,10 +73,10 @@ def test_a_subset_takes_its_own_along_and_an_empty_set_leaves_no_file(make) -> N
         ("words.ctm", "a-1 1 0.1 x uno\n", "words.ctm:1: a-1: 'x' is not a number from 0 on"),
         ("words.ctm", "a-1 1 -0.1 0.2 uno\n", "words.ctm:1: a-1: '-0.1' is not a number"),
         ("words.ctm", "a-1 0.1 0.2\n", "words.ctm:1: a-1: '0.1 0.2' is not '1 start duration"),
-        ("words.ctm", "a-1 1 0.5 0.1 uno\na-1 1 0.1 0.1 due\n", "the words of a-1 are not in the"),
+        ("words.ctm", "a-1 1 0.5 0.1 uno\na-1 1 0.1 0.1 due\n", "words of a-1 are not its text"),
+        ("words.ctm", "zz-1 1 0.5 0.1 uno\n", "words.ctm:1: zz-1 is not in wav.scp"),
         ("words.ctm", "a-1 1 0.5 0.1 uno\n", "words.ctm: the words of a-1 are not its text"),
         ("words.ctm", "a-1 1 0.5 0.1 uno\na-1 1 0.9 0.2 due\n", "words.ctm: a-1 ends after its"),
-        ("phones.ctm", "a-1 1 0.5 0.1 u\na-1 1 0.1 0.1 n\n", "the phones of a-1 are not in the"),
         ("phones.ctm", "a-1 1 0.9 0.2 u\n", "phones.ctm: a-1 ends after its audio (1.000 s)"),
         ("utt2segments", "a-1 0:1\n", "utt2segments:1: a-1: '0:1' is not start:end:language"),
         ("utt2segments", "a-1 1:0:it\n", "utt2segments:1: a-1: '1:0:it' ends before it starts"),
@@ -94,6 +94,20 @@ def test_each_damage_is_named(make, name: str, content: str, message: str) -> No
     with pytest.raises(DataDirError) as caught:
         validate_datadir(path)
     assert message in str(caught.value)
+
+
+def test_ctm_files_of_other_tools_are_read(make) -> None:
+    path = make("train_it", list(SECONDS))
+    (path / "words.ctm").write_text(";; by hand\na-1 A 0.5 0.1 due 0.9\na-1 A 0.1 0.2 uno 1\n")
+    phones = ";; by an aligner\nb-1 1 0 0.1 p\nzz-1 1 0 9 x\na-1 1 0.5 0.1 u\na-1 1 0.1 0.1 n\n"
+    (path / "phones.ctm").write_text(phones)
+    validate_datadir(path)
+    data = load_datadir(path)
+    assert data.timings == {"a-1": (Word(0.1, 0.2, "uno"), Word(0.5, 0.1, "due"))}
+    assert data.phones == {
+        "a-1": (Word(0.1, 0.1, "n"), Word(0.5, 0.1, "u")),
+        "b-1": (Word(0.0, 0.1, "p"),),
+    }
 
 
 def test_what_would_not_be_read_is_not_written(make, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
+from espnet_moe.analysis.phones import Consonant, phone
+from espnet_moe.analysis.spelling import pronounce
 from espnet_moe.data.mini_voices import (
     LANGUAGES,
     SPLITS,
@@ -87,6 +89,32 @@ def test_another_rate_keeps_the_duration(speak):
     long = speak(TEXTS["hi"], "hi", voice)
     # Flutter makes two readings of one sentence a little different.
     assert len(short) / 8000 == pytest.approx(len(long) / speak.sample_rate, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("language", "words"),
+    [
+        ("hi", "चाचा जाना छोटा झूठ टमाटर डर ढाल तारा थोड़ा दिन धन नदी भाई घर क ख"),
+        ("pa", "ਚਾਚਾ ਜਾਣਾ ਛੋਟਾ ਟਮਾਟਰ ਡਰ ਤਾਰਾ ਥੋੜਾ ਦਿਨ"),
+        ("te", "చాలా జనం ఛత్రం ఝరి టమాటా డబ్బు తల్లి థాలి దారి ధనం ఖర్చు ఘనం భూమి ఫలం అచ్చు"),
+    ],
+)
+def test_stops_and_affricates_are_those_of_the_spelling(speak, language, words):
+    for word in words.split():
+        speak(word, language, voices("dev")[0])
+        spoken = [event.symbol for event in speak.phones]
+        assert _stops(spoken) == _stops(pronounce(word, language)), word
+
+
+def test_stops_of_italian_and_english_are_as_told(speak):
+    for language, word in (("it", "tardi"), ("en", "today")):
+        speak(word, language, voices("dev")[0])
+        assert _stops(event.symbol for event in speak.phones) == ["t", "d"]
+
+
+def _stops(symbols):
+    told = ((symbol, phone(symbol)) for symbol in symbols)
+    return [s for s, p in told if isinstance(p, Consonant) and p.manner in ("plosive", "affricate")]
 
 
 def test_wrong_languages_texts_and_splits(speak):

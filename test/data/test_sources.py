@@ -1,6 +1,7 @@
 """Parts of recordings and rows of parquet files: the same samples as files of their own have."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from espnet_moe.data.corpora.checks import check_corpus
 from espnet_moe.data.datadir import DataDirError, load_datadir, validate_datadir, write_datadir
 from espnet_moe.data.extras import Word
 from espnet_moe.data.files import file_sizes
+from espnet_moe.data.format_workers import Job, make_chunks
 from espnet_moe.data.formatting import FormatOptions, format_datadir
 from espnet_moe.data.sources import AudioSource, file_of, parse_source
 from espnet_moe.data.utterance import Utterance
@@ -243,6 +245,22 @@ def test_formatting_reads_what_lies_together_together(
     (tmp_path / "long.wav").touch()  # parts are done anew when their file has changed
     summary = format_datadir(tmp_path / "data", tmp_path / "dump", FormatOptions(trim=False))
     assert summary.formatted == 6
+
+
+def test_few_processes_decode_the_same_recording() -> None:
+    files = [f"{n:02d}.wav" for n in range(20)]
+    sources = [f"a.mp3#t={n},{n + 1}" for n in range(40)] + files
+    sources += [f"x.parquet#row={n}" for n in range(10)]
+    jobs = [Job(str(n), source, "", "", 1, 2, None) for n, source in enumerate(sources)]
+    chunks = make_chunks(jobs, num_jobs=4)
+    assert [job for chunk in chunks for job in chunk] == jobs
+    of_file = Counter(name for chunk in chunks for name in {file_of(job.source) for job in chunk})
+    assert of_file["a.mp3"] == 3 and of_file["x.parquet"] == 1  # 16, 16 and 8; all 10
+    # Files by themselves are dealt out as finely as they were.
+    alone = make_chunks([job for job in jobs if job.source in files], num_jobs=4)
+    assert [len(chunk) for chunk in alone] == [1] * 20
+    long = [Job(str(n), f"a.mp3#t={n},{n + 1}", "", "", 1, 2, None) for n in range(1100)]
+    assert {len(chunk) for chunk in make_chunks(long, num_jobs=2)[:-1]} == {64}
 
 
 def test_files_of_parts_are_looked_up(parts: list[Utterance], tmp_path: Path) -> None:

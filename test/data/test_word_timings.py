@@ -90,8 +90,8 @@ def test_events_are_aligned_by_their_place_in_the_text() -> None:
     ("language", "expected"),
     [
         ("it", "l a l b e r o e s o t o i l p o n t e"),
-        ("hi", "b ɛ̃ k ɾ ə ʋ ɪ ʋ aː ɾ k oː b ʌ n d h ɛː"),
-        ("te", "k oː t i iː r oː ɟ u n a d i d a ɡ ɡ a r a l eː d u"),
+        ("hi", "b ɛ̃ k ɾ ə ʋ ɪ ʋ aː ɾ k oː b ʌ n d̪ h ɛː"),
+        ("te", "k oː t̪ i iː r oː dʒ u n a d̪ i d̪ a ɡ ɡ a r a l eː d̪ u"),
     ],
 )
 def test_phones_are_what_is_heard(pool, tmp_path: Path, language: str, expected: str) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from espnet_moe.tracking import backbone_name
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Stamps are kept by the real module; every other command line is noted, and makes what is expected.
@@ -314,6 +316,19 @@ def test_experts_that_start_from_another(recipe: Recipe) -> None:
     assert "--experts_from does without: give one" in refused.stderr
 
 
+def test_experts_do_not_start_from_what_they_replace(recipe: Recipe) -> None:
+    assert recipe.run("--stop_stage", "8").returncode == 0
+    expert = "exp/name/expert_hi/expert"
+    for folder in (expert, f"./exp/../{expert}/", recipe.folder / expert):
+        words = ["--stop_stage", "8", "--init_expert", str(folder)]
+        refused = recipe.run(*words)
+        assert refused.returncode == 2 and "give another --expdir" in refused.stderr
+        assert (recipe.folder / expert / "expert.json").is_file() and recipe.did() == []
+    assert recipe.run(*words, "--expdir", "exp/from_hi").returncode == 0
+    # A folder whose name only begins alike is another.
+    assert recipe.run(*words, "--expdir", "exp/na").returncode == 0
+
+
 def test_learning_curves_of_the_grid_are_analysed(recipe: Recipe) -> None:
     recipe.always = []
     assert recipe.run(*MIXTURE).returncode == 0
@@ -323,6 +338,28 @@ def test_learning_curves_of_the_grid_are_analysed(recipe: Recipe) -> None:
     assert recipe.run(*MIXTURE).returncode == 0
     assert "--curves exp/grid/transfer/curves_name.tsv" in recipe.line("analyze transfer")
     assert "analyze" in recipe.did() and "train" not in recipe.did()
+
+
+def test_curves_are_looked_for_where_the_grid_writes_them(recipe: Recipe) -> None:
+    assert recipe.run().returncode == 0
+    shutil.copytree(recipe.folder / "exp/name", recipe.folder / "exp/other")
+    curves = recipe.write("exp/grid/transfer/curves_other.tsv", "language\tstart\thours\twer\n")
+    recipe.always = ["--stage", "12", "--stop_stage", "12", "--analyses", "transfer"]
+    for backbone in ("hub/other", "x/other.pt", "other.zip", "x/other/"):
+        assert curves.name == f"curves_{backbone_name(backbone)}.tsv"  # that of bin.grid
+        shutil.rmtree(recipe.folder / "exp/other/.done")  # so that each is analysed
+        assert recipe.run("--backbone", backbone).returncode == 0
+        assert "--curves exp/grid/transfer/curves_other.tsv" in recipe.line("analyze transfer")
+
+
+def test_times_of_words_or_phones_are_probed(recipe: Recipe) -> None:
+    assert recipe.run().returncode == 0
+    recipe.always = ["--stage", "12", "--stop_stage", "12", "--analyses", "probing"]
+    assert recipe.run().returncode == 0 and recipe.did() == []
+    for name in ("words", "phones"):
+        path = recipe.write(f"dump/raw/test_it/{name}.ctm", "u-1 1 0 1 a\n")
+        assert recipe.run().returncode == 0 and recipe.did() == ["analyze"], name
+        path.unlink()
 
 
 def test_an_analysis_that_fails_leaves_nothing_old(recipe: Recipe) -> None:

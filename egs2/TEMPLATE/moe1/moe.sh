@@ -65,7 +65,7 @@ routers=                        # NAME, trained by conf/train_NAME.yaml; the las
 joint_config=                   # joint training; empty: none, e.g. conf/train_joint.yaml
 joint_strategy=soft             # strategy of the system joint
 experts_from=                   # experiment whose experts are used instead of training some (stage 8)
-init_expert=                    # expert that each expert's training starts from, e.g. exp/whisper_mini/expert_hi/expert
+init_expert=                    # expert of another --expdir that each training starts from, e.g. exp/whisper_mini/expert_hi/expert with --expdir exp/from_hi
 only_experts=                   # train these only, e.g. "hi te"; empty: all
 use_wandb=false                 # log trainings and scores to wandb; offline, unless WANDB_MODE=online
 finetune_config=                # training of a whole base or its decoder, for the systems finetune_*
@@ -175,6 +175,9 @@ check_options() {
         problems+=("--experts_from $experts_from does not exist: train the experts there first")
     [ -z "$init_expert" ] || [ -f "$init_expert/expert.json" ] ||
         problems+=("--init_expert $init_expert holds no expert: train it first")
+    # Stage 8 moves what was trained with other options away before it trains.
+    [ -z "$init_expert" ] || [[ $(realpath -m "$init_expert")/ != "$(realpath -m "$expdir")"/* ]] ||
+        problems+=("--init_expert $init_expert is in $expdir, whose experts are trained anew: give another --expdir")
     [ -z "$init_expert" ] || [ -z "$experts_from" ] ||
         problems+=("--init_expert starts trainings, --experts_from does without: give one of them")
     [ -z "$licence" ] || [ -f "$licence" ] || problems+=("--licence $licence does not exist")
@@ -221,7 +224,8 @@ assign_config=${assign_config:-conf/assign_$experts_by.yaml}
 # A backbone has its own experts and results: the same recipe with another leaves them alone.
 backbone_name=$(basename "$backbone")
 backbone_name=${backbone_name%.pt}
-expdir=${expdir:-exp/${backbone_name%.zip}}
+backbone_name=${backbone_name%.zip} # as espnet_moe.tracking.backbone_name
+expdir=${expdir:-exp/$backbone_name}
 check_options
 log "$command_line"
 if [ -n "$codeswitch_config" ] && [ "$(wc -w <<<"$langs")" -lt 2 ]; then

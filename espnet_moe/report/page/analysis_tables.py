@@ -4,7 +4,8 @@ A mapping with numbers in it is a row, under a name made of the keys that lead t
 mappings is rows. Rows under one key and at one depth are one table. ``interval`` in a mapping is
 that of the number right before it. A matrix is a row a name: the names are in ``names``, or in
 ``rows`` and ``columns``, of its mapping or of one above; ``<matrix>_interval`` (``interval`` of
-``values``) is a matrix of pairs.
+``values``) is a matrix of pairs. A key that ends in ``_at_most`` or ``_at_least`` is of a bound:
+its column has ``≤`` or ``≥``.
 """
 
 import math
@@ -247,6 +248,8 @@ def _caption(top: str, titles: Sequence[str]) -> str:
 
 
 def _title(key: str) -> str:
+    for end, sign in (("_at_most", " ≤"), ("_at_least", " ≥")):
+        key = key.removesuffix(end) + sign if key.endswith(end) else key
     return key.replace("_", " ")
 
 

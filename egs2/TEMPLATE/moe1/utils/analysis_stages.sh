@@ -21,7 +21,7 @@ words_of() {
         similarity | transfer)
             words=(--experts "${experts[@]}" "${passes[@]}" ${tree:+--families "$tree"})
             # What grid.sh --grid transfer has found with this base.
-            curves=exp/grid/transfer/curves_${backbone_name%.zip}.tsv
+            curves=exp/grid/transfer/curves_$backbone_name.tsv
             if [ "$1" = transfer ] && [ -f "$curves" ]; then
                 words+=(--curves "$curves")
                 from+=("$curves")
@@ -45,19 +45,21 @@ words_of() {
     printf '%s\n' "${words[@]}"
 }
 
-# has_words: whether word times came with a test set.
-has_words() {
-    local set
-    for set in $test_sets; do [ ! -f "$raw/$set/words.ctm" ] || return 0; done
+# has_times: whether times of words or phones came with a test set.
+has_times() {
+    local set name
+    for set in $test_sets; do
+        for name in words phones; do [ ! -f "$raw/$set/$name.ctm" ] || return 0; done
+    done
     return 1
 }
 
-# analyses_of: those asked for, without routing where there is no router, and probing without words.
+# analyses_of: those asked for, without routing where there is no router, and probing without times.
 analyses_of() {
     local name
     for name in $analyses; do
         [ "$name" != routing ] || [ -n "$routers" ] || continue
-        [ "$name" != probing ] || has_words || continue
+        [ "$name" != probing ] || has_times || continue
         echo "$name"
     done
 }
