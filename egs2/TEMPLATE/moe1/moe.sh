@@ -286,14 +286,14 @@ run_stage 7 "routers: ${routers:-none}" router_training
 [ -z "$(finetuned_systems)" ] ||
     run_stage 8 "bases, logs: $expdir/finetune_*/train.log" base_training
 run_stage 9 "joint training: ${joint_config:-none}" joint_training
-run_stage 10 "decoding of $test_sets $codeswitch_sets" decoding
+run_stage 10 "decoding of $(each '%s ' $test_sets $codeswitch_sets)" decoding
 run_stage 11 "scores in $expdir/results.json and $expdir/RESULTS.md" scoring
 incomplete=false
 if [ "$skip_analysis" = false ]; then
     run_stage 12 "analyses in $expdir/analysis" analysis
     run_stage 13 "report in $expdir/report/index.html" report
 fi
-run_stage 14 "package: ${licence:+in $expdir/packed}" packing
+run_stage 14 "package: $([ -n "$licence" ] && echo "in $expdir/packed" || echo none)" packing
 run_stage 15 "upload: ${hf_repo:-none}" uploading
 
 log "done in $SECONDS seconds"
