@@ -63,16 +63,19 @@ def data_saved(
         after transfer to match it, and the ``factor`` between them (above 1: data are saved),
         ``None`` where it is never reached. Where the smallest training after transfer is good
         enough already, bounds are all that is known: ``needed_at_most``, ``factor_at_least``.
+        No factor, either, where less data from scratch had done as well: what is superfluous
+        anyway, transfer does not save.
     """
     least = min((h for h, _ in transferred), default=math.nan)
     found: list[dict[str, float | None]] = []
+    best = math.inf  # WER from scratch with less data
     for hours, wer in sorted(scratch):
         same = [other for h, other in transferred if math.isclose(h, hours, rel_tol=0.01)]
         gain = 100 * (wer - same[0]) / wer if same and wer > 0 else None
         needed = data_needed(transferred, wer)
         known = {
             "needed": needed,
-            "factor": None if needed is None else hours / needed,
+            "factor": None if needed is None or best <= wer else hours / needed,
             "needed_at_most": None,
             "factor_at_least": None,
         }
@@ -80,6 +83,7 @@ def data_saved(
             bounds = {"needed_at_most": needed, "factor_at_least": known["factor"]}
             known = {"needed": None, "factor": None, **bounds}
         found.append({"hours": hours, "wer": wer, "gain": gain, **known})
+        best = min(best, wer)
     return found
 
 

@@ -243,10 +243,11 @@ ABOUT = About(
         "language's expert and from scratch; the gain with the same data, and the hours needed "
         "after transfer to reach the WER of one from scratch, by interpolation in the logarithm "
         "of hours; where the smallest training reaches it, they are an upper bound (≤), and the "
-        "factor a lower one (≥). All trainings have the same, small number of steps, and those "
-        "of the expert that one starts from, and its data, are not counted: what is saved is "
-        "data and steps, and how much of either is not told apart. One training each: another "
-        "seed would tell somewhat else, which the intervals do not know."
+        "factor a lower one (≥); no factor where less data from scratch did as well. All "
+        "trainings have the same, small number of steps, and those of the expert that one starts "
+        "from, and its data, are not counted: what is saved is data and steps, and how much of "
+        "either is not told apart. One training each: another seed would tell somewhat else, "
+        "which the intervals do not know."
     ),
     sources=SOURCES,
     units={

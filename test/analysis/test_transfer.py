@@ -108,6 +108,11 @@ def test_data_needed():
     assert [row["factor_at_least"] for row in saved] == [10, None, None]
     assert [row["needed_at_most"] for row in saved] == [0.1, None, None]
     assert [row["gain"] for row in saved] == [50, None, None]  # 40 % becomes 20 % with an hour
+    # From scratch an hour more has brought nothing: it is not transfer that saves it.
+    flat = data_saved([(0.5, 60.0), (1.0, 43.6), (2.0, 43.6)], [(0.5, 50.0), (1.0, 40.0)])
+    assert [row["factor_at_least"] for row in flat] == [1, None, None]
+    assert flat[1]["factor"] == pytest.approx(1 / flat[1]["needed"]) and flat[2]["factor"] is None
+    assert flat[2]["needed"] == flat[1]["needed"]
     with pytest.raises(UserError, match="different hours above 0"):
         data_needed([(1.0, 3.0), (1.0, 2.0)], 1)
 
