@@ -36,8 +36,6 @@ def main(argv: Sequence[str] | None = None) -> Report:
     parser = get_parser(__doc__, rounds=5)
     parser.add_argument("--modules", nargs="+", default=MODULES, help="of espnet_moe.bin")
     report = begin("Starting", parser, argv)
-    if report.options.quick:  # half a minute each time
-        report.options.modules = [m for m in report.options.modules if m != "train"]
     python = partial(run, sys.executable)
     calls = {
         "nothing": partial(python, "-c", ""),

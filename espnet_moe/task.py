@@ -19,28 +19,26 @@ from espnet2.tasks.abs_task import AbsTask, IteratorOptions, optim_classes
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from espnet2.train.class_choices import ClassChoices
 from espnet2.train.collate_fn import CommonCollateFn
-from espnet2.utils.nested_dict_action import NestedDictAction
-from espnet2.utils.types import float_or_none, int_or_none, str2bool, str_or_none
 
-from espnet_moe import model_building, phases, provenance, tracking, training_setup
+from espnet_moe import (
+    model_building,
+    phases,
+    provenance,
+    tracking,
+    training_options,
+    training_setup,
+)
 from espnet_moe.backbones.loading import BackboneOptions, load_tokens
 from espnet_moe.config import ConfigError, build_options
 from espnet_moe.experts.kinds import known_kinds
 from espnet_moe.interruption import leaving_together
-from espnet_moe.model import (
-    PRECISIONS,
-    AugmentOptions,
-    ESPnetMoEModel,
-    JointOptions,
-    TrainedModel,
-)
+from espnet_moe.model import ESPnetMoEModel, TrainedModel
 from espnet_moe.preprocessing import BalancedSampler, Preprocessor
 from espnet_moe.routing.networks import known_networks
 from espnet_moe.routing.oracle import OracleRouter
 from espnet_moe.schedulers import LinearWarmupDecay
 from espnet_moe.trainer import Trainer
 from espnet_moe.training_data import (
-    BALANCES,
     fill_data,
     leave_out_long,
     read_labels,
@@ -96,78 +94,7 @@ class MoETask(AbsTask):
     def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Add this task's options to ESPnet's."""
         group = parser.add_argument_group("Mixture of experts")
-        group.add_argument(
-            "--phase", default="expert", help=f"what trains: {', '.join(phases.PHASES)}"
-        )
-        group.add_argument(
-            "--experts", nargs="+", default=[], help="names of the experts, e.g. a language each"
-        )
-        group.add_argument(
-            "--languages",
-            nargs="+",
-            default=[],
-            help="codes in the order of the router's language logits (default: those of the data)",
-        )
-        group.add_argument("--train_dir", type=str_or_none, help="Kaldi data directory")
-        group.add_argument("--valid_dir", type=str_or_none, help="Kaldi data directory")
-        group.add_argument("--train_stats", type=str_or_none, help="folder of collect_shapes")
-        group.add_argument("--valid_stats", type=str_or_none, help="folder of collect_shapes")
-        group.add_argument(
-            "--precision", default="fp32", choices=list(PRECISIONS), help="of the arithmetic"
-        )
-        group.add_argument(
-            "--gradient_checkpointing", type=str2bool, default=False, help="less memory, more time"
-        )
-        group.add_argument(
-            "--speed_perturb", nargs="*", type=float, default=[], help="factors, e.g. 0.9 1.0 1.1"
-        )
-        group.add_argument(
-            "--wer_interval",
-            type=int_or_none,
-            default=None,
-            help="measure the greedy WER on the validation set every N validations",
-        )
-        group.add_argument(
-            "--balance",
-            type=str_or_none,
-            default=None,
-            help=f"repeat utterances so that these are equally frequent: {', '.join(BALANCES)} "
-            "(default: languages; none in phase expert)",
-        )
-        group.add_argument(
-            "--augment_conf",
-            action=NestedDictAction,
-            default={},
-            help=f"phase router: {', '.join(asdict(AugmentOptions()))}",
-        )
-        group.add_argument(
-            "--joint_conf",
-            action=NestedDictAction,
-            default={},
-            help=f"phase joint: {', '.join(asdict(JointOptions()))}",
-        )
-        group.add_argument(
-            "--finetune_conf",
-            action=NestedDictAction,
-            default={},
-            help="phase finetune: part=full or part=decoder",
-        )
-        group.add_argument(
-            "--router_lr",
-            type=float_or_none,
-            default=None,
-            help="phase joint: learning rate of the router (default: that of the experts)",
-        )
-        group.add_argument(
-            "--init_router", type=str_or_none, help="phase joint: folder of a trained router"
-        )
-        group.add_argument(
-            "--init_experts",
-            nargs="*",
-            default=[],
-            metavar="NAME=FOLDER",
-            help="phases expert and joint: trained experts to start from",
-        )
+        training_options.add_options(group)
         for choices in cls.class_choices_list:
             choices.add_arguments(group)
         parser.set_defaults(

@@ -22,7 +22,14 @@ ROWS = [
     {"decoding"},
     {"analysis"},
     {"inference", "model", "training_data", "phases"},
-    {"preprocessing", "schedulers", "training_setup", "model_building", "router_report"},
+    {
+        "preprocessing",
+        "schedulers",
+        "training_options",
+        "training_setup",
+        "model_building",
+        "router_report",
+    },
     {"trainer"},
     {"task"},
     {"converting", "exporting", "packing"},
@@ -31,7 +38,10 @@ ROWS = [
 # Parts that know no model, and what they may not import.
 NO_MODEL = {"data", "scoring", "report", "stamps"}
 MODEL_PARTS = {"backbones", "experts", "routing", "model", "task", "trainer", "decoding"}
-ESPNET_ONLY_IN = {"model", "task", "trainer", "packing", "preprocessing", "schedulers", "backbones"}
+ESPNET_ONLY_IN = {
+    *("model", "task", "trainer", "packing", "preprocessing", "schedulers", "backbones"),
+    "training_options",
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
