@@ -11,7 +11,7 @@ export PATH="$PWD/tools/venv/bin:$PATH" PYTHONPATH="$PWD"
 out=${OUT:-exp/benchmarks}
 failed=()
 for name in mixture mixed_batch expert_loading expert_count training_step short_utterances decoding \
-    embedding launching; do
+    embedding clustering launching; do
     python "benchmarks/$name.py" --out "$out/$name.json" "$@" || failed+=("$name")
 done
 

@@ -34,6 +34,7 @@ def _benchmarks(monkeypatch):
         ("decoding", ["--utterances", "3", "--one_by_one", "1", "--tokens", "3"], 6),
         ("embedding", ["--utterances", "3", "--batch_size", "2"], 1),
         ("launching", ["--modules", "decode"], 1),
+        ("clustering", [], 1),
     ],
 )
 def test_outputs_are_equal_before_anything_is_timed(name, options, checks, tmp_path):
