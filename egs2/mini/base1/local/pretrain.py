@@ -21,6 +21,7 @@ from pathlib import Path
 import jiwer
 import langcodes
 import numpy as np
+import scipy.fft
 import sentencepiece
 import soxr
 import torch
@@ -45,7 +46,7 @@ from espnet_moe.backbones.owsm_tokens import OwsmTokens
 from espnet_moe.backbones.whisper import WhisperBackbone
 from espnet_moe.backbones.whisper_tokens import WhisperTokens, special_tokens
 from espnet_moe.data.mini_text import sentences
-from espnet_moe.data.mini_voices import Synthesizer, Voice, add_noise, variants, voices
+from espnet_moe.data.mini_voices import Synthesizer, Voice, variants, voices
 from espnet_moe.decoding.search import SearchOptions, search
 
 # Share of training utterances a language, and how many different sentences it may use.
@@ -75,12 +76,25 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="checkpoints and log")
     parser.add_argument("--export_dir", type=Path, required=True, help="the finished base (fp16)")
+    parser.add_argument(
+        "--init_dir", type=Path, help="a finished base to go on from, a Whisper; default: nothing"
+    )
+    parser.add_argument(
+        "--mix",
+        type=parse_mix,
+        default=" ".join(f"{code}={share}" for code, (share, _) in MIX.items()),
+        help="share of the training utterances a language",
+    )
     parser.add_argument("--steps", type=int, default=4600, help="optimiser steps in all")
     parser.add_argument("--batch_size", type=int, default=32, help="utterances a step")
     parser.add_argument("--lr", type=float, default=1.2e-3, help="peak learning rate")
     parser.add_argument("--warmup", type=int, default=200, help="steps of linear warm-up")
     parser.add_argument(
-        "--language_first", type=int, default=300, help="steps of that loss alone, at the beginning"
+        "--language_first",
+        type=int,
+        default=300,
+        help="steps of that loss alone, at the beginning; with --init_dir, of the layers alone "
+        "that are thrown away",
     )
     parser.add_argument("--language_layer", type=int, default=2, help="encoder layer of that loss")
     parser.add_argument("--language_weight", type=float, default=0.5, help="weight of that loss")
@@ -88,6 +102,17 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--eval_steps", type=int, default=500, help="steps between validations")
     parser.add_argument("--num_workers", type=int, default=1, help="processes that make speech")
     return parser
+
+
+def parse_mix(text: str) -> dict[str, float]:
+    """Shares of all languages of ``MIX``, from ``it=0.4 hi=0.3 ...``; they are made to sum to 1."""
+    try:
+        given = {code: float(share) for code, share in (x.split("=") for x in text.split())}
+    except ValueError:
+        given = {}
+    if set(given) != set(MIX) or min(given.values()) < 0 or sum(given.values()) <= 0:
+        raise argparse.ArgumentTypeError(f"'{text}': name a share for each of {', '.join(MIX)}")
+    return {code: given[code] / sum(given.values()) for code in MIX}
 
 
 def whisper_tokens() -> WhisperTokens:
@@ -231,7 +256,7 @@ def feature_statistics(folder: Path, size: int = 200) -> Path:
     if target.exists():
         return target
     frontend = DefaultFrontend(**OWSM_FRONTEND)
-    data = SpokenSentences(size, seed=1, start=0)
+    data = SpokenSentences(size, 1, 0, {code: share for code, (share, _) in MIX.items()})
     (speech, lengths, _, _), _ = next(iter(data))
     frames, frame_lengths = frontend(speech, lengths)
     valid = torch.arange(frames.size(1)) < frame_lengths.unsqueeze(1)
@@ -248,8 +273,8 @@ class SpokenSentences(IterableDataset):
     of one to three languages joined: ``(speech, lengths, spans)`` (:func:`join`).
     """
 
-    def __init__(self, batch_size: int, seed: int, start: int) -> None:
-        self.batch_size, self.seed, self.start = batch_size, seed, start
+    def __init__(self, batch_size: int, seed: int, start: int, mix: dict[str, float]) -> None:
+        self.batch_size, self.seed, self.start, self.mix = batch_size, seed, start, mix
         self.heard = {c: [s.texts[c] for s in sentences("base", UNTRANSCRIBED)] for c in MIX}
         self.texts = {c: [s.texts[c] for s in sentences("base", n)] for c, (_, n) in MIX.items()}
 
@@ -258,7 +283,7 @@ class SpokenSentences(IterableDataset):
         draw = np.random.default_rng((self.seed, self.start, worker.id if worker else 0))
         speak = Synthesizer()
         words = {c: sorted({w for t in ts for w in t.split()}) for c, ts in self.texts.items()}
-        codes, shares = list(MIX), [share for share, _ in MIX.values()]
+        codes, shares = list(self.mix), list(self.mix.values())
         while True:
             pool = []
             for code in draw.choice(codes, size=8 * self.batch_size, p=shares):
@@ -303,20 +328,35 @@ class SpokenSentences(IterableDataset):
         )
         speech = np.pad(speech, tuple(draw.integers(0, SAMPLE_RATE // 4, size=2)))
         if draw.random() < 0.5:
-            speech = add_noise(speech, draw.uniform(8.0, 40.0), draw)
+            speech = noisy(speech, draw.uniform(8.0, 40.0), draw)
         return (speech * 10 ** draw.uniform(-1.0, 0.1)).astype(np.float32)
 
 
 def colour(speech: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     """Another microphone, another throat: up to 9 dB more or less around three frequencies."""
-    spectrum = np.fft.rfft(speech)
-    octaves = np.log2(np.linspace(50.0, SAMPLE_RATE / 2, len(spectrum)) / 50.0)
+    size = scipy.fft.next_fast_len(len(speech), real=True)
+    spectrum = scipy.fft.rfft(speech, size)
+    octaves = np.log2(np.linspace(50.0, SAMPLE_RATE / 2, len(spectrum), dtype=np.float32) / 50.0)
     decibels = sum(
         draw.uniform(-9.0, 9.0)
         * np.exp(-(((octaves - draw.uniform(0.0, 7.3)) / draw.uniform(0.3, 1.5)) ** 2))
         for _ in range(3)
     )
-    return np.fft.irfft(spectrum * 10 ** (decibels / 20), len(speech)).astype(np.float32)
+    found = scipy.fft.irfft(spectrum * 10 ** (decibels / 20), size)
+    return found[: len(speech)].astype(np.float32)
+
+
+def noisy(speech: np.ndarray, snr_db: float, draw: np.random.Generator) -> np.ndarray:
+    """Add noise between white and brown at a signal-to-noise ratio in dB.
+
+    Transforms of any length and in double precision took half of the time that speech takes.
+    """
+    size = scipy.fft.next_fast_len(len(speech), real=True)
+    spectrum = scipy.fft.rfft(draw.standard_normal(size, dtype=np.float32))
+    spectrum /= np.maximum(np.arange(len(spectrum), dtype=np.float32), 1) ** draw.uniform(0.0, 1.0)
+    noise = scipy.fft.irfft(spectrum, size)[: len(speech)]
+    powers = np.mean(speech**2), np.mean(noise**2)
+    return speech + noise * np.sqrt(powers[0] / (powers[1] * 10 ** (snr_db / 10) + 1e-12))
 
 
 def pad(rows: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -549,7 +589,8 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model: WhisperBackbone | OwsmBackbone
     if args.shape == "whisper":
-        model = build_whisper().to(device)
+        given = args.init_dir and WhisperBackbone.from_pretrained(str(args.init_dir))
+        model = (given or build_whisper()).to(device)
         ctc_layer = nn.Linear(model.dim, model.tokens.end_id + 1).to(device)
     else:
         model = build_owsm(args.output_dir).to(device)
@@ -557,6 +598,7 @@ def main() -> None:
     start_at_unigrams(model, ctc_layer)
     language = LanguageLoss(model.dim).to(device)
     trained = nn.ModuleList([model, ctc_layer, language])
+    body = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         trained.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01
     )
@@ -578,7 +620,7 @@ def main() -> None:
     logging.info("parameters %d, from step %d", size, start)
     logging.info("options %s", vars(args))
     data = DataLoader(
-        SpokenSentences(args.batch_size, args.seed, start),
+        SpokenSentences(args.batch_size, args.seed, start, args.mix),
         batch_size=None,
         num_workers=args.num_workers,
         prefetch_factor=8,
@@ -586,6 +628,10 @@ def main() -> None:
     model.train()
     began, sums = time.monotonic(), np.zeros(3)
     for step, batches in enumerate(data, start=start + 1):
+        first = step <= args.language_first
+        for parameter in body:
+            # New layers would else unsettle a finished base.
+            parameter.requires_grad_(not (first and args.init_dir))
         with torch.autocast(device.type, torch.bfloat16):
             attention, ctc, which = losses(
                 model,
@@ -594,7 +640,7 @@ def main() -> None:
                 args.language_layer,
                 batches,
                 device,
-                alone=step <= args.language_first,
+                alone=first and not args.init_dir,
             )
         optimizer.zero_grad()
         (0.5 * attention + 0.5 * ctc + args.language_weight * which).backward()
