@@ -54,6 +54,7 @@ EXTRAS = {
     "test": [
         "openai-whisper",  # the references that results are compared with
         "peft",
+        "mixlora",
         "pytest",
     ],
     "dev": [

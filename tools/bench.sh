@@ -10,8 +10,8 @@ export PATH="$PWD/tools/venv/bin:$PATH" PYTHONPATH="$PWD"
 
 out=${OUT:-exp/benchmarks}
 failed=()
-for name in mixture mixed_batch expert_loading expert_count training_step short_utterances decoding \
-    embedding clustering launching; do
+for name in mixture feed_forward mixed_batch expert_loading expert_count training_step \
+    short_utterances decoding embedding clustering launching; do
     python "benchmarks/$name.py" --out "$out/$name.json" "$@" || failed+=("$name")
 done
 
