@@ -8,8 +8,8 @@ does. Three comparisons: the search alone, from the encoder's states of the utte
 everything with 30 s of input on both sides; and as each is used, ours at the utterances' own
 length. ESPnet's inference is compared by benchmarks/owsm_decoding.py.
 
-  benchmarks/decoding.py --utterances 128    # an hour on 1 core
-  benchmarks/decoding.py                     # 8 utterances
+  benchmarks/decoding.py --utterances 128 --beams 1    # twenty minutes on 1 core; beam 5 longer
+  benchmarks/decoding.py                               # 8 utterances
   benchmarks/decoding.py --quick
 """
 
@@ -142,7 +142,7 @@ def measure(report: Report, backbone: Any, beams: int) -> None:
     mel, batch = features(backbone, args.utterances, SECONDS), min(args.batch_size, args.utterances)
     how = "greedy" if beams == 1 else f"beam {beams}"
     told = f"{how}, {batch} x {SECONDS:.0f} s, {args.tokens} tokens"
-    few = mel[: args.one_by_one]
+    few = mel[: min(args.one_by_one, batch)]
     own = partial(here, backbone, beams=beams, tokens=args.tokens, batch=batch)
     theirs = partial(by_transformers, backbone, beams=beams, tokens=args.tokens, batch=batch)
 

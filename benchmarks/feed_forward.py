@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from harness import Report, Row, begin, get_parser, peak_memory
+from harness import Report, Row, Spread, begin, get_parser, peak_memory
 from mixlora.config import MixLoraConfig
 from mixlora.lora_linear import LoraLinear
 from mixlora.model import MixLoraSparseMoe
@@ -107,10 +107,10 @@ def main(argv: Sequence[str] | None = None) -> Report:
         )
         report.add(row)
     report.add(Row(f"MixLoRA / ours: {size}", times.ratio("MixLoRA", "ours")))
-    memory = {name: peak_memory(lambda f=f: f(x)) / 2**20 for name, f in layers.items()}
-    note = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in memory.items())
-    report.checks.append(f"peak memory: {note}")
-    print(report.checks[-1])
+    memory = {name: peak_memory(lambda f=f: f(x)) for name, f in layers.items()}
+    value = Spread.of([memory["MixLoRA"] / memory["ours"]])
+    note = f"{memory['ours'] / 2**20:.0f} MiB here"
+    report.add(Row(f"the same, peak memory: {size}", value, note=note))
     report.write()
     return report
 

@@ -26,7 +26,7 @@ def _benchmarks(monkeypatch):
     ("name", "options", "checks"),
     [
         ("mixture", ["--targets", "q,v", "--parts", "encoder", "step"], 7),
-        ("feed_forward", ["--rows", "2"], 2),
+        ("feed_forward", ["--rows", "2"], 1),
         ("mixed_batch", ["--parts", "encoder", "beams"], 4),
         ("expert_loading", ["--counts", "1", "3"], 3),
         ("expert_count", ["--counts", "1", "3"], 0),

@@ -57,6 +57,7 @@ MIX = {
     "pa": (0.015, 60),
     "te": (0.015, 60),
 }
+SHARES = {code: share for code, (share, _) in MIX.items()}
 TRACE = ("pa", "te")
 # Speech of which only the language is known: sentences a language, and share of the pieces. Hindi
 # and Punjabi sound most alike.
@@ -82,7 +83,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mix",
         type=parse_mix,
-        default=" ".join(f"{code}={share}" for code, (share, _) in MIX.items()),
+        default=" ".join(f"{code}={share}" for code, share in SHARES.items()),
         help="share of the training utterances a language",
     )
     parser.add_argument("--steps", type=int, default=4600, help="optimiser steps in all")
@@ -256,7 +257,7 @@ def feature_statistics(folder: Path, size: int = 200) -> Path:
     if target.exists():
         return target
     frontend = DefaultFrontend(**OWSM_FRONTEND)
-    data = SpokenSentences(size, 1, 0, {code: share for code, (share, _) in MIX.items()})
+    data = SpokenSentences(size, 1, 0, SHARES)
     (speech, lengths, _, _), _ = next(iter(data))
     frames, frame_lengths = frontend(speech, lengths)
     valid = torch.arange(frames.size(1)) < frame_lengths.unsqueeze(1)
@@ -347,9 +348,10 @@ def colour(speech: np.ndarray, draw: np.random.Generator) -> np.ndarray:
 
 
 def noisy(speech: np.ndarray, snr_db: float, draw: np.random.Generator) -> np.ndarray:
-    """Add noise between white and brown at a signal-to-noise ratio in dB.
+    """As ``mini_voices.add_noise``, in a fifth of its time, but not to its samples.
 
-    Transforms of any length and in double precision took half of the time that speech takes.
+    Those are the mini corpus's and must stay; transforms of any length in double precision took
+    half of the time that speech takes.
     """
     size = scipy.fft.next_fast_len(len(speech), real=True)
     spectrum = scipy.fft.rfft(draw.standard_normal(size, dtype=np.float32))
@@ -581,7 +583,10 @@ def export_owsm(model: OwsmBackbone, folder: Path) -> None:
 
 def main() -> None:
     """Train, with a checkpoint at every validation, and export."""
-    args = get_parser().parse_args()
+    parser = get_parser()
+    args = parser.parse_args()
+    if args.init_dir and args.shape != "whisper":
+        parser.error("--init_dir goes on from a Whisper: leave --shape out")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     handlers = [logging.FileHandler(args.output_dir / "train.log"), logging.StreamHandler()]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
@@ -589,8 +594,9 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model: WhisperBackbone | OwsmBackbone
     if args.shape == "whisper":
-        given = args.init_dir and WhisperBackbone.from_pretrained(str(args.init_dir))
-        model = (given or build_whisper()).to(device)
+        given = args.init_dir
+        model = WhisperBackbone.from_pretrained(str(given)) if given else build_whisper()
+        model = model.to(device)
         ctc_layer = nn.Linear(model.dim, model.tokens.end_id + 1).to(device)
     else:
         model = build_owsm(args.output_dir).to(device)
