@@ -516,6 +516,39 @@ def test_the_mixture(recipe: Recipe) -> None:
     assert recipe.did() == []
 
 
+def test_clusters_are_of_the_layer_below_the_experts(recipe: Recipe) -> None:
+    recipe.write("conf/deep.yaml", "expert_conf:\n  where: both\n  first_layer: 12 # of 24\n")
+    done = recipe.run("--train_config", "conf/deep.yaml", "--stop_stage", "5")
+    assert done.returncode == 0, done.stderr
+    assert "--layer 12" in recipe.line("embed ", "train_hi")
+    assert recipe.run("--stop_stage", "5").returncode == 0
+    assert "--layer 0" in recipe.line("embed ", "train_hi")
+
+
+def test_data_dirs_of_ones_own(recipe: Recipe) -> None:
+    for split in ("train", "dev", "test"):
+        recipe.write(f"data/mine_hi_{split}/wav.scp", "u-1 /x.wav\n")
+    done = recipe.run("--langs", "hi", "--sources", "hi:mine", "--stage", "2")
+    assert done.returncode == 0, done.stderr
+    assert "--in data/mine_hi_train data/mine_hi_dev data/mine_hi_test" in recipe.line("format_au")
+    assert "--in dump/raw/mine_hi_train" in recipe.line("combine_data", "dump/raw/train_hi")
+    assert "score" in recipe.did()
+
+
+def test_one_language_needs_no_router(recipe: Recipe) -> None:
+    done = recipe.run(*MIXTURE, "--langs", "hi", "--licence", "moe.sh")
+    assert done.returncode == 0, done.stderr
+    assert "hi alone needs no router and no joint training; its systems are baseline oracle" in (
+        done.stdout + done.stderr
+    )
+    assert recipe.did().count("train") == 1  # its expert
+    assert "--systems baseline oracle --inference_tag" in recipe.line("score")
+    assert "oracle" in recipe.line("pack ")
+    refused = recipe.run(*MIXTURE, "--langs", "hi", "--systems", "hard soft")
+    assert refused.returncode == 2
+    assert "hi alone needs no router; there are baseline, oracle" in refused.stderr
+
+
 def test_clusters_have_experts_of_their_own(recipe: Recipe) -> None:
     assert recipe.run(*MIXTURE).returncode == 0
     done = recipe.run(*MIXTURE, "--experts_by", "kmeans")

@@ -54,7 +54,7 @@ codeswitch_config=              # makes code-switched test sets; empty: none, e.
 ## Backbone
 backbone=                       # Whisper or OWSM: a folder, a .pt or .zip file, or a hub name
 context=variable                # encoder input: variable (its own length) or padded (30 s)
-embedding_layer=0               # encoder layer of the embeddings that are clustered
+embedding_layer=                # encoder layer of the embeddings that are clustered; empty: first_layer in train_config
 embedding_pooling=mean          # mean or mean_std, over the frames of an utterance
 ## Experts and routers
 experts_by=language             # language, or kmeans, gmm, agglomerative, spectral, hdbscan
@@ -115,7 +115,7 @@ check_options() {
     for number in nj inference_nj ${max_jobs_run:+max_jobs_run}; do
         [[ ${!number} =~ ^[1-9][0-9]*$ ]] || problems+=("--$number is at least 1, not '${!number}'")
     done
-    [[ $embedding_layer =~ ^[0-9]+$ ]] ||
+    [[ $embedding_layer =~ ^[0-9]*$ ]] ||
         problems+=("--embedding_layer is 0 or more, not '$embedding_layer'")
     listed "$test_sets_by" language corpus ||
         problems+=("--test_sets_by is language or corpus, not '$test_sets_by'")
@@ -220,7 +220,26 @@ check_options() {
     complain "${problems[@]}"
 }
 
+# leave_out_what_takes_two: one language has nothing to switch to, and its one expert needs no router.
+leave_out_what_takes_two() {
+    local name kept=()
+    codeswitch_config='' codeswitch_systems=''
+    [ "$experts_by" = language ] || return 0
+    for name in $systems; do
+        ! listed "$name" baseline oracle $FINETUNED || kept+=("$name")
+    done
+    [ ${#kept[@]} -gt 0 ] ||
+        complain "--systems '$systems': $langs alone needs no router; there are baseline, oracle and finetune_*"
+    [ -z "$routers$joint_config" ] ||
+        log "$langs alone needs no router and no joint training; its systems are ${kept[*]}"
+    systems=${kept[*]} routers='' joint_config='' packed_system=oracle
+}
+
 assign_config=${assign_config:-conf/assign_$experts_by.yaml}
+# What routers read, too: the last layer that is the same with and without experts.
+[ -n "$embedding_layer" ] || [ ! -f "$train_config" ] ||
+    embedding_layer=$(sed -n 's/^ *first_layer: *\([0-9]*\).*/\1/p' "$train_config")
+embedding_layer=${embedding_layer:-0}
 # A backbone has its own experts and results: the same recipe with another leaves them alone.
 backbone_name=$(basename "$backbone")
 backbone_name=${backbone_name%.pt}
@@ -228,10 +247,7 @@ backbone_name=${backbone_name%.zip} # as espnet_moe.tracking.backbone_name
 expdir=${expdir:-exp/$backbone_name}
 check_options
 log "$command_line"
-if [ -n "$codeswitch_config" ] && [ "$(wc -w <<<"$langs")" -lt 2 ]; then
-    log "one language has nothing to switch to: no code-switched sets"
-    codeswitch_config='' codeswitch_systems=''
-fi
+if [ "$(wc -w <<<"$langs")" -lt 2 ]; then leave_out_what_takes_two; fi
 . ./path.sh
 [ $submit = false ] || cmd_backend=slurm
 . ./cmd.sh
