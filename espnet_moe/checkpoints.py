@@ -115,6 +115,7 @@ class Position:
         trained: Whether these are all, and the validation comes.
         rank: Of the process; what is below is its own.
         stats: What the epoch's batches have reported: ``(weight or None, value)`` of each figure.
+        batching: What decided which utterances were in which batch.
         torch_state, numpy_state, python_state, cuda_state: Of the random generators.
     """
 
@@ -127,10 +128,17 @@ class Position:
     numpy_state: list[Any]
     python_state: list[Any]
     cuda_state: torch.Tensor | None
+    batching: str = ""
 
     @classmethod
     def here(
-        cls, epoch: int, iterations: int, trained: bool, rank: int, stats: dict[str, Any]
+        cls,
+        epoch: int,
+        iterations: int,
+        trained: bool,
+        rank: int,
+        stats: dict[str, Any],
+        batching: str = "",
     ) -> "Position":
         """With the generators' states as they are now."""
         kind, keys, *rest = np.random.get_state()
@@ -145,6 +153,7 @@ class Position:
             [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
             [version, list(words), gauss],
             torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+            batching,
         )
 
     def restore_generators(self) -> None:

@@ -38,6 +38,12 @@ def build_experts(
             name: _as_lists(asdict(own)) for name, own in experts.options.items()
         }
         logging.info("experts start from %s", args.init_experts)
+        dropouts = {n: own.dropout for n, own in experts.options.items() if hasattr(own, "dropout")}
+        if len(set(dropouts.values())) > 1:
+            logging.warning(
+                "experts trained with different dropouts, %s: here all have that of the first",
+                ", ".join(f"{name} {value}" for name, value in dropouts.items()),
+            )
     else:
         experts = ExpertSet(backbone, options, args.experts)
         args.expert_conf = _as_lists(asdict(options))

@@ -240,6 +240,8 @@ class MoETask(AbsTask):
         backbone = conf.build()
         args.base_digest = backbone.digest()
         args.expert_settings = {"experts": list(args.experts)}
+        batching = ("batch_type", "batch_size", "batch_bins", "accum_grad", "num_iters_per_epoch")
+        args.batching = ", ".join(f"{key} {getattr(args, key)}" for key in batching)
         experts = None
         if args.phase not in ("router", "finetune"):
             experts = model_building.build_experts(args, backbone, expert_options)

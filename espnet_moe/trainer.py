@@ -8,12 +8,14 @@ step where a signal has asked the training to leave.
 import argparse
 import datetime
 import logging
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
+from espnet2.train.distributed_utils import get_node_rank
 from espnet2.train.reporter import (
     Reporter,
     SubReporter,
@@ -31,6 +33,7 @@ from espnet_moe.files import atomic
 from espnet_moe.interruption import Interrupted, Interruptible, Requeue, Signals
 from espnet_moe.memory import Watched
 from espnet_moe.model import TrainedModel
+from espnet_moe.model.experts import WER_PARTS
 
 
 @dataclass
@@ -41,6 +44,7 @@ class TrainerOptions(ESPnetTrainerOptions):
         wer_interval: Validations between two measurements of the WER.
         base_digest: Of the backbone.
         expert_settings: Names and options of the experts, and of what else the phase trains.
+        batching: What decides which utterances are in which batch; it may change between epochs.
         phase: What trains.
     """
 
@@ -48,6 +52,7 @@ class TrainerOptions(ESPnetTrainerOptions):
     wer_interval: int | None = None
     base_digest: str | None = None
     expert_settings: dict[str, Any] | None = None
+    batching: str = ""
 
 
 class Trainer(ESPnetTrainer):
@@ -144,8 +149,8 @@ class Trainer(ESPnetTrainer):
                         )
                 except Interrupted:
                     run.leave(run.position(epoch, batches.done, False, observed))
-                # It may have left after the last step.
-                broken = broken and (start is None or batches.done > start.iterations)
+                # Of what is left of an epoch no step may be; those before the place are put back.
+                broken = broken and "grad_norm" not in observed.stats
             end = run.position(epoch, batches.done, True, observed)
         return _Steps(broken, end)
 
@@ -169,6 +174,11 @@ class Trainer(ESPnetTrainer):
                 )
         except Interrupted:
             run.leave(steps.end)
+        figures = run.reporter.stats[epoch]["valid"]
+        if set(WER_PARTS) <= set(figures):
+            # Of the whole set: a mean of the batches' rates would be one of unequal batches.
+            errors, words = (float(figures.pop(key)) for key in WER_PARTS)
+            figures["wer"] = 100.0 * errors / words if words else math.nan
 
 
 @dataclass(frozen=True)
@@ -220,11 +230,12 @@ class _Run:
         """
         if self.is_first:
             self.checkpoints.clean()
-        states = self.checkpoints.load(self.device) if self.options.resume else None
+        states = self.checkpoints.load("cpu") if self.options.resume else None
         if states is None:
             return None
         self._check(states)
         self.model.load_state_dict(states["model"])
+        self.model.load_watches(states.get("watches") or {})
         self.reporter.load_state_dict(_with_times(states["reporter"]))
         for optimizer, state in zip(self.optimizers, states["optimizers"], strict=True):
             optimizer.load_state_dict(state)
@@ -248,6 +259,15 @@ class _Run:
                 f"processes: {ranks} cannot go on there; start as many"
             )
         start = positions[self.rank]
+        if start.batching != self.options.batching:
+            logging.warning(
+                "the training was left inside epoch %d with %s, and has %s now: its batches are "
+                "others, so the epoch begins anew",
+                start.epoch,
+                start.batching or "options that it did not tell",
+                self.options.batching,
+            )
+            return None
         logging.info(
             "resumed from %s after iteration %d of epoch %d",
             self.folder,
@@ -286,6 +306,7 @@ class _Run:
     def _state(self, reporter: dict[str, Any]) -> dict[str, Any]:
         return {
             "model": self.model.state_dict(),
+            "watches": self.model.watches(),
             "base_digest": self.options.base_digest,
             "expert_settings": self.options.expert_settings,
             "reporter": reporter,
@@ -302,7 +323,8 @@ class _Run:
             key: [(v.weight if isinstance(v, WeightedAverage) else None, v.value) for v in values]
             for key, values in observed.stats.items()
         }
-        return Position.here(epoch, iterations, trained, self.rank, _plain(stats))
+        place = (epoch, iterations, trained, self.rank)
+        return Position.here(*place, _plain(stats), self.options.batching)
 
     def leave(self, position: Position) -> NoReturn:
         """Write a checkpoint inside an epoch, and end the process.
@@ -363,7 +385,12 @@ class _Run:
         """Epochs in which a figure was measured, best first; the earlier wins a tie."""
         epochs = range(1, self.reporter.get_epoch() + 1)
         stats = self.reporter.stats
-        values = {e: stats[e][phase][key] for e in epochs if self.reporter.has(phase, key, e)}
+        # Where all batches were not finite, the figure is no number, and neither best nor worst.
+        values = {
+            e: stats[e][phase][key]
+            for e in epochs
+            if self.reporter.has(phase, key, e) and math.isfinite(stats[e][phase][key])
+        }
         sign = 1 if mode == "min" else -1
         return sorted(values, key=lambda e: (sign * values[e], e))
 
@@ -399,6 +426,17 @@ class _Run:
             if writer is not None:
                 writer.close()
         logging.info("trained %d epochs", self.reporter.get_epoch())
+
+
+def is_first_process(args: argparse.Namespace) -> bool:
+    """Whether this process is the one that writes what a training has trained.
+
+    Processes that were started side by side (by torchrun or srun) know each other once they have
+    trained; one that has started others for its GPUs does it if it is that of the first machine.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank() == 0
+    return get_node_rank(args.dist_rank, args.dist_launcher) in (None, 0)
 
 
 def _link(path: Path, target: str) -> None:

@@ -57,7 +57,7 @@ def complete(args: argparse.Namespace, readable: bool) -> list[str]:
     problems += _balance_problems(args)
     labels: dict[str, Labels] = {}
     if readable:
-        experts = args.experts if args.phase in phases.ROUTED else []
+        experts = args.experts if args.phase in phases.ROUTED or args.balance == "experts" else []
         for split in ("train", "valid"):
             problems += _said(lambda split=split: labels.setdefault(  # type: ignore[misc]
                 split, read_labels(getattr(args, f"{split}_dir"), experts)

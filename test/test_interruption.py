@@ -90,6 +90,46 @@ def test_asked_to_leave_again_and_again(
     assert equal(uninterrupted, tmp_path)
 
 
+# 10 batches, of which two steps of four are made: what is left after the second is none.
+TEN = [*OPTIONS, "--num_iters_per_epoch", "10", "--accum_grad", "4", "--max_epoch", "2"]
+
+
+def leave_at(monkeypatch, batch):
+    """Have trainings asked to leave when they have come to a batch."""
+    forward, calls = ESPnetMoEModel.forward, []
+
+    def asked(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == batch:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(ESPnetMoEModel, "forward", asked)
+
+
+def test_a_rest_without_a_step_is_no_end(train_args, tmp_path, monkeypatch):
+    MoETask.main(cmd=train_args(tmp_path / "whole", *TEN))
+    leave_at(monkeypatch, 7)
+    with pytest.raises(SystemExit):
+        MoETask.main(cmd=train_args(tmp_path / "left", *TEN))
+    assert state(tmp_path / "left", "checkpoint.pth")["positions"][0]["iterations"] == 8
+    MoETask.main(cmd=train_args(tmp_path / "left", *TEN))
+    one, two = (state(tmp_path / name, "2epoch.pth") for name in ("whole", "left"))
+    assert same(one, two)
+
+
+def test_other_batches_begin_the_epoch_anew(train_args, tmp_path, monkeypatch, caplog):
+    leave_at(monkeypatch, 7)
+    with pytest.raises(SystemExit):
+        MoETask.main(cmd=train_args(tmp_path, *TEN))
+    smaller = ["--batch_size", "1", "--num_iters_per_epoch", "6"]
+    MoETask.main(cmd=train_args(tmp_path, *TEN, *smaller))
+    assert "left inside epoch 1 with batch_type sorted, batch_size 2" in caplog.text
+    assert "batch_size 1" in caplog.text and "the epoch begins anew" in caplog.text
+    stats = state(tmp_path, "checkpoint.pth")["reporter"]["stats"]
+    assert [stats[e]["train"]["total_count"] for e in (1, 2)] == [6, 12]
+
+
 GROUP = """
 import os, signal, sys, time
 import torch

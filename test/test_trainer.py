@@ -1,5 +1,6 @@
 """Training: resumption, checkpoints, criteria, several processes."""
 
+import argparse
 import errno
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ from espnet_moe import training_data
 from espnet_moe.errors import UserError
 from espnet_moe.model import ESPnetMoEModel
 from espnet_moe.task import MoETask
-from espnet_moe.trainer import Trainer
+from espnet_moe.trainer import Trainer, is_first_process
 
 # Everything random at once: speed, masks, dropout of the experts; and gradients left over.
 RANDOM = [
@@ -139,9 +140,34 @@ def test_wer_is_measured_at_its_interval(train_args, tmp_path):
     assert os.readlink(tmp_path / "valid.wer.best.pth") == f"{best}epoch.pth"
 
 
+def test_wer_is_that_of_the_whole_set(train_args, tmp_path, monkeypatch):
+    counts = iter([(2, 2), (0, 100)])  # of two batches
+    monkeypatch.setattr(ESPnetMoEModel, "_word_errors", lambda self, *a: next(counts))
+    more = ["--max_epoch", "1", "--wer_interval", "1", "--valid_batch_size", "2"]
+    MoETask.main(cmd=train_args(tmp_path, *more))
+    figures = state(tmp_path, "checkpoint.pth")["reporter"]["stats"][1]["valid"]
+    assert figures["wer"] == pytest.approx(100 * 2 / 102)
+    assert "wer_words" not in figures
+
+
+def test_a_validation_without_a_number_is_not_the_best(train_args, tmp_path, monkeypatch):
+    forward, losses = ESPnetMoEModel.forward, iter([1.9, float("nan"), 1.5, 1.7])
+
+    def told(self, *args, **kwargs):
+        loss, stats, weight = forward(self, *args, **kwargs)
+        if not self.training:
+            stats["loss"] = torch.full_like(stats["loss"], next(losses))
+        return loss, stats, weight
+
+    monkeypatch.setattr(ESPnetMoEModel, "forward", told)
+    MoETask.main(cmd=train_args(tmp_path, "--max_epoch", "4", "--valid_batch_size", "4"))
+    assert os.readlink(tmp_path / "valid.loss.best.pth") == "3epoch.pth"
+
+
 def test_early_stopping_by_wer(train_args, tmp_path, monkeypatch):
-    wers = iter([50.0, 30.0, 40.0, 30.0, 35.0, 20.0, 10.0, 10.0])
-    monkeypatch.setattr(ESPnetMoEModel, "_wer", lambda self, *a: next(wers))
+    errors = iter([50, 30, 40, 30, 35, 20, 10, 10])
+    counted = lambda self, *a: (next(errors), 100)  # noqa: E731
+    monkeypatch.setattr(ESPnetMoEModel, "_word_errors", counted)
     more = ["--max_epoch", "9", "--wer_interval", "1", "--patience", "2", "--valid_batch_size", "4"]
     more += ["--early_stopping_criterion", "valid", "wer", "min"]
     MoETask.main(cmd=train_args(tmp_path, *more))
@@ -212,6 +238,14 @@ def test_rows_with_several_experts_in_one_batch(train_args, make_datadir, tmp_pa
             assert all(part.abs().sum() > 0 for part in value.chunk(3, dim=1)), name
 
 
+def test_batches_in_which_experts_are_alike(train_args, make_datadir, tmp_path):
+    folder = make_datadir(tmp_path / "train_all", {"hi": 6, "it": 3})
+    data = ["--train_dir", str(folder), "--train_stats", str(folder), "--balance", "experts"]
+    more = [*data, "--experts", "hi", "it", "--max_epoch", "1"]
+    MoETask.main(cmd=train_args(tmp_path / "out", *more))
+    assert (tmp_path / "out" / "1epoch.pth").exists()
+
+
 def test_options_hold_the_wer_interval(train_args, tmp_path):
     args = MoETask.get_parser().parse_args(train_args(tmp_path, "--wer_interval", "3"))
     assert Trainer.build_options(args).wer_interval == 3
@@ -271,3 +305,12 @@ def test_too_long_transcripts_are_left_out(train_args, tmp_path, monkeypatch, ca
     kept = {line.split()[0] for line in shapes}
     assert kept == {utt for utt, count in counts.items() if count <= room}
     assert ("are left out" in caplog.text) == (len(kept) < len(counts))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_of_several_processes_exports(monkeypatch, rank):
+    args = argparse.Namespace(dist_rank=None, dist_launcher=None)
+    assert is_first_process(args)  # alone, or waiting for those that it has started
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    assert is_first_process(args) == (rank == 0)

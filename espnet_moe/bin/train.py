@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     from espnet_moe.exporting import export
     from espnet_moe.task import MoETask
+    from espnet_moe.trainer import is_first_process
 
     parser = MoETask.get_parser()
     if "--help_all" in words:
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     args = parser.parse_args(words)
     MoETask.main(args=args)
-    if args.dist_rank in (None, 0):
+    if is_first_process(args):
         for folder in export(args):
             print(f"{folder.name.partition('_')[0]}: {folder}")
 

@@ -17,6 +17,9 @@ from espnet_moe.experts.gates import Gates, use_gates
 from espnet_moe.model.trained import TrainedModel, share_of_mean
 from espnet_moe.routing.oracle import OracleRouter
 
+# Word errors and words an utterance: means over batches and processes are those of the whole set.
+WER_PARTS = ("wer_errors", "wer_words")
+
 
 class ESPnetMoEModel(TrainedModel):
     """A frozen backbone with experts, trained by cross-entropy on the transcript.
@@ -76,8 +79,8 @@ class ESPnetMoEModel(TrainedModel):
 
         Returns:
             Loss, statistics (``loss``, ``acc`` in percent, with a CTC branch ``loss_att`` and
-            ``loss_ctc``, in validation also ``wer`` where it is measured), and the number of
-            utterances.
+            ``loss_ctc``, in validation also :data:`WER_PARTS` where the WER is measured), and the
+            number of utterances.
         """
         codes = [self.backbone.tokens.languages[i] for i in language[:, 0].tolist()]
         gates = None
@@ -124,7 +127,7 @@ class ESPnetMoEModel(TrainedModel):
 
         Returns:
             The loss, a mean over all processes' tokens or rows once it is averaged by rows, its
-            parts, and ``acc`` (and ``wer``) in percent.
+            parts, ``acc`` in percent, and the parts of the WER.
         """
         tokens, target = self._targets(prompt, text, text_lengths)
         with self.autocast(text.device), use_gates(gates):
@@ -146,8 +149,9 @@ class ESPnetMoEModel(TrainedModel):
             stats |= {"loss_att": loss.detach(), "loss_ctc": of_ctc.detach()}
             loss = branch * of_ctc + (1 - branch) * loss
         if self.measure_wer and not self.training:
-            wer = self._wer(encoded, prompt, gates, text, text_lengths)
-            stats["wer"] = torch.tensor(wer, device=loss.device)
+            counts = self._word_errors(encoded, prompt, gates, text, text_lengths)
+            for key, count in zip(WER_PARTS, counts, strict=True):
+                stats[key] = torch.tensor(count / len(text), device=loss.device)
         return loss, stats
 
     def _targets(
@@ -174,15 +178,15 @@ class ESPnetMoEModel(TrainedModel):
         return torch.cat([prompt, text], dim=1), torch.cat([said, target], dim=1)
 
     @torch.no_grad()
-    def _wer(
+    def _word_errors(
         self,
         encoded: Encoded,
         prompt: torch.Tensor,
         gates: Gates | None,
         text: torch.Tensor,
         lengths: torch.Tensor,
-    ) -> float:
-        """Greedy word error rate of the batch in percent."""
+    ) -> tuple[int, int]:
+        """Word errors of greedy search in the batch, and words of its transcripts."""
         tokens = self.backbone.tokens
         longest = 2 * int(lengths.max()) + 10
         with self.autocast(prompt.device):
@@ -190,4 +194,6 @@ class ESPnetMoEModel(TrainedModel):
         references = [
             tokens.decode(row[:n]) for row, n in zip(text.tolist(), lengths.tolist(), strict=True)
         ]
-        return 100.0 * jiwer.wer(references, [tokens.decode(h.tokens) for h in found])
+        said = jiwer.process_words(references, [tokens.decode(h.tokens) for h in found])
+        words = said.hits + said.substitutions + said.deletions
+        return said.substitutions + said.deletions + said.insertions, words

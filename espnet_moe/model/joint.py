@@ -1,6 +1,6 @@
 """The model of phase ``joint``: the task loss trains experts and router together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +134,15 @@ class JointModel(ESPnetMoEModel):
             experts.names, self.joint.usage_interval, patience=self.joint.collapse_patience
         )
         self._valid_usage = UsageMonitor(experts.names, 2**62)
+
+    def watches(self) -> dict[str, Any]:
+        """The experts' usage."""
+        return {"usage": self.usage.state_dict()}
+
+    def load_watches(self, state: Mapping[str, Any]) -> None:
+        """Go on with what :meth:`watches` gave."""
+        if "usage" in state:
+            self.usage.load_state_dict(state["usage"])
 
     def forward(  # type: ignore[override]
         self,

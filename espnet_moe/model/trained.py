@@ -54,6 +54,13 @@ class TrainedModel(AbsESPnetModel):
         """Not used: shapes are collected without a model (stage 4)."""
         raise ConfigError("--collect_stats is not needed here: use espnet_moe.bin.collect_shapes")
 
+    def watches(self) -> dict[str, Any]:
+        """What was observed over many batches, for a checkpoint; numbers and lists only."""
+        return {}
+
+    def load_watches(self, state: Mapping[str, Any]) -> None:
+        """Go on with what :meth:`watches` gave."""
+
     # -- checkpoints hold what is trained ---------------------------------------------------------
 
     def _kept(self) -> dict[str, torch.Tensor]:

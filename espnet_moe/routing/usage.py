@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ class UsageMonitor:
         self.collapsed: list[str] = []
         self._idle = [0] * len(self.experts)  # intervals on end below the share
         self._updates = 0
-        self._sums: torch.Tensor | None = None  # rows and gates by expert, and all rows
+        self._sums = [0.0] * (2 * len(self.experts) + 1)  # rows and gates by expert, and all rows
 
     def update(self, weights: torch.Tensor) -> dict[str, float]:
         """Count a batch.
@@ -42,26 +43,41 @@ class UsageMonitor:
             weights: Gates ``(batch, experts)``.
 
         Returns:
-            Of this batch: ``usage_<expert>`` (fraction of the rows whose greatest gate it is),
-            ``gate_<expert>`` (mean gate), ``usage_entropy`` (of the mean gates, in nats) and
-            ``dead_experts`` (how many have collapsed by now).
+            Of this batch in all processes: ``usage_<expert>`` (fraction of the rows whose greatest
+            gate it is), ``gate_<expert>`` (mean gate), ``usage_entropy`` (of the mean gates, in
+            nats) and ``dead_experts`` (how many have collapsed by now).
         """
-        weights = weights.detach().float()
+        weights = weights.detach().double()
         rows, experts = weights.shape
         counts = torch.bincount(weights.argmax(-1), minlength=experts).to(weights)
-        sums = torch.cat([counts, weights.sum(0), weights.new_tensor([rows])])
-        self._sums = sums if self._sums is None else self._sums + sums
+        local = torch.cat([counts, weights.sum(0), weights.new_tensor([rows])])
+        sums = global_sum(local).tolist()
+        self._sums = [old + new for old, new in zip(self._sums, sums, strict=True)]
         self._updates += 1
         if self._updates % self.interval == 0:
-            self._report(global_sum(self._sums).tolist())
-            self._sums = None
-        means = (sums[:-1] / max(rows, 1)).tolist()
+            self._report(self._sums)
+            self._sums = [0.0] * len(sums)
+        means = [x / max(sums[-1], 1.0) for x in sums[:-1]]
         usage, gates = means[:experts], means[experts:]
         stats = {f"usage_{e}": u for e, u in zip(self.experts, usage, strict=True)}
         stats |= {f"gate_{e}": g for e, g in zip(self.experts, gates, strict=True)}
         stats["usage_entropy"] = -sum(g * math.log(g) for g in gates if g > 0)
         stats["dead_experts"] = float(len(self.collapsed))
         return stats
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted so far: lists and numbers."""
+        return {
+            "collapsed": list(self.collapsed),
+            "idle": list(self._idle),
+            "updates": self._updates,
+            "sums": list(self._sums),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what :meth:`state_dict` gave."""
+        self.collapsed, self._idle = list(state["collapsed"]), list(state["idle"])
+        self._updates, self._sums = int(state["updates"]), list(state["sums"])
 
     def _report(self, sums: list[float]) -> None:
         """Log the usage of an interval, and judge by it."""

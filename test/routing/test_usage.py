@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from espnet_moe.routing import usage
 from espnet_moe.routing.usage import UsageMonitor
 
 
@@ -42,3 +43,25 @@ def test_now_and_then_is_no_collapse() -> None:
     for i in range(8):
         monitor.update(torch.eye(2)[[int(i % 2 == 0)] * 3])
     assert monitor.collapsed == []
+
+
+def test_a_training_that_goes_on_keeps_watching() -> None:
+    to_hi = torch.tensor([[0.9, 0.1]] * 4)
+    monitor = UsageMonitor(("hi", "it"), interval=3, patience=2)
+    for _ in range(5):
+        monitor.update(to_hi)
+        state = monitor.state_dict()
+        monitor = UsageMonitor(("hi", "it"), interval=3, patience=2)
+        monitor.load_state_dict(state)
+    assert monitor.collapsed == []
+    assert monitor.update(to_hi)["dead_experts"] == 1
+    assert monitor.collapsed == ["it"]
+
+
+def test_processes_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One has sent all to hi, this one all to it: together both are used alike."""
+    other = torch.tensor([2.0, 0.0, 2.0, 0.0, 2.0], dtype=torch.double)
+    monkeypatch.setattr(usage, "global_sum", lambda own: own + other)
+    stats = UsageMonitor(("hi", "it"), interval=9).update(torch.tensor([[0.0, 1.0]] * 2))
+    assert stats["usage_hi"] == stats["gate_it"] == 0.5
+    assert stats["usage_entropy"] == pytest.approx(math.log(2))
