@@ -14,6 +14,7 @@ from espnet_moe.config import ConfigError
 from espnet_moe.data.files import write_text
 from espnet_moe.data.normalize import NORMALIZER
 from espnet_moe.experts.expert_files import save_expert
+from espnet_moe.files import whole_folder
 from espnet_moe.model import FineTunedModel, JointModel, RouterModel
 from espnet_moe.provenance import commit, data_digest
 from espnet_moe.router_report import decide, figures
@@ -82,13 +83,13 @@ def export(args: argparse.Namespace) -> list[Path]:
 def _save_base(
     folder: Path, model: FineTunedModel, base_digest: str, facts: dict[str, Any]
 ) -> Path:
-    """Write a fine-tuned base beside a list of what it is; the list is last."""
-    folder.mkdir(exist_ok=True)
-    (folder / FINETUNED).unlink(missing_ok=True)
-    model.backbone.save_pretrained(folder)
+    """Write a fine-tuned base with a list of what it is; an earlier one stays until then."""
     trained = sum(parameter.numel() for parameter in model.finetuned)
     content = {**facts, "base_digest": base_digest, "trained_params": trained}
-    write_text(folder / FINETUNED, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    with whole_folder(folder) as beside:
+        beside.mkdir()
+        model.backbone.save_pretrained(beside)
+        write_text(beside / FINETUNED, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return folder
 
 

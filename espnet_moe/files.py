@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,29 @@ def atomic(
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """Give a path beside ``folder`` to fill; it takes the folder's place if all went well.
+
+    The earlier folder stays until then. Killed between the two renamings, it lies beside its place
+    as ``.<name>.old``, and the next call puts it back before anything else.
+    """
+    folder = Path(folder)
+    beside, old = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    for rest in (beside, old):
+        shutil.rmtree(rest, ignore_errors=True)
+    try:
+        yield beside
+        if folder.exists():
+            folder.rename(old)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from espnet_moe.errors import UserError
-from espnet_moe.files import atomic, sha256
+from espnet_moe.files import atomic, sha256, whole_folder
 
 
 def leftovers(folder):
@@ -97,3 +97,18 @@ def test_what_torch_says_on_a_full_disk_is_understood(tmp_path):
     with pytest.raises((OSError, RuntimeError)) as raised:
         torch.save({"a": torch.zeros(300_000)}, "/dev/full")
     assert is_disk_error(raised.value)
+
+
+def test_a_folder_stays_until_the_next_is_whole(tmp_path):
+    folder = tmp_path / "expert"
+    for text in ("one", "two"):
+        with whole_folder(folder) as beside:
+            beside.mkdir()
+            (beside / "a").write_text(text)
+        assert (folder / "a").read_text() == text and leftovers(tmp_path) == ["expert"]
+    # Killed between the two renamings: the next write fails, and nothing is lost by it.
+    folder.rename(tmp_path / ".expert.old")
+    with pytest.raises(OSError, match="full"), whole_folder(folder) as beside:
+        beside.mkdir()
+        raise OSError(errno.ENOSPC, "full")
+    assert (folder / "a").read_text() == "two" and leftovers(tmp_path) == ["expert"]

@@ -9,7 +9,6 @@ expert_hi/
 """
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +22,7 @@ from espnet_moe import extensions
 from espnet_moe.errors import UserError
 from espnet_moe.experts.expert_set import ExpertError, ExpertSet
 from espnet_moe.experts.kinds import ExpertOptions, kind_of, known_kinds
-from espnet_moe.files import atomic, sha256
+from espnet_moe.files import atomic, sha256, whole_folder
 
 CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "expert.json"
 FORMAT = 1
@@ -44,9 +43,6 @@ def save_expert(
     """
     folder = Path(folder)
     options = experts.options[name]
-    beside, old = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
-    for rest in (beside, old):
-        shutil.rmtree(rest, ignore_errors=True)
     config = {
         **options.peft_config(),
         "task_type": None,
@@ -66,15 +62,11 @@ def save_expert(
         **facts,
     }
     try:
-        _write_parts(beside, tensors, config, facts)
+        with whole_folder(folder) as beside:
+            _write_parts(beside, tensors, config, facts)
     except UserError as error:
-        shutil.rmtree(beside, ignore_errors=True)
         kept = f"; the earlier expert in {folder} is kept whole" if folder.exists() else ""
         raise ExpertError(f"{error}{kept}") from error
-    if folder.exists():
-        folder.rename(old)
-    beside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_parts(

@@ -117,14 +117,17 @@ class ExpertSet:
         }
         self._require_same_layers()
         first = self.options[self.names[0]]
+        targets = find_targets(host, first)
+        # One layer of another set is enough: gates are for all of them.
+        for name, module in host.network.named_modules():
+            if isinstance(module, ExpertLayer):
+                raise ExpertError(f"{name} holds experts already: a backbone takes one expert set")
         host.network.requires_grad_(False)
         self.layers: dict[str, ExpertLayer] = {}
-        for name in find_targets(host, first):
+        for name in targets:
             parent_name, _, leaf = name.rpartition(".")
             parent = host.network.get_submodule(parent_name)
             base = getattr(parent, leaf)
-            if isinstance(base, ExpertLayer):
-                raise ExpertError(f"{name} holds experts already: a backbone takes one expert set")
             layer = first.layer(base, list(self.options.values()))
             setattr(parent, leaf, layer)
             self.layers[name] = layer

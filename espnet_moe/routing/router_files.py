@@ -9,7 +9,6 @@ router/
 
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from espnet_moe import extensions
 from espnet_moe.config import build_options
 from espnet_moe.errors import UserError
-from espnet_moe.files import atomic, sha256
+from espnet_moe.files import atomic, sha256, whole_folder
 from espnet_moe.routing.networks import known_networks
 from espnet_moe.routing.routers import Router
 
@@ -49,38 +48,42 @@ def save_router(
         UserError: Where the disk is full or cannot be written.
     """
     folder = Path(folder)
-    beside, old = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
-    for rest in (beside, old):
-        shutil.rmtree(rest, ignore_errors=True)
     tensors = {k: v.detach().contiguous().cpu() for k, v in router.state_dict().items()}
     try:
-        with atomic(beside / WEIGHTS) as path:
-            save_file(tensors, path, metadata={"format": "pt"})
-        manifest = {
-            "format": FORMAT,
-            "network": router.network,
-            "options": asdict(router.options),
-            "experts": list(router.experts),
-            "languages": list(router.languages),
-            "temperature": float(router.temperature),
-            "language_temperature": float(router.language_temperature),
-            "base_digest": base_digest,
-            "layer": router.layer,
-            "dim": router.dim,
-            "facts": dict(facts),
-            "sha256": sha256(beside / WEIGHTS),
-        }
-        with atomic(beside / MANIFEST) as path:
-            text = json.dumps(manifest, indent=2, ensure_ascii=False, sort_keys=True)
-            path.write_text(text + "\n", encoding="utf-8")
+        with whole_folder(folder) as beside:
+            _write_parts(beside, tensors, router, base_digest, facts)
     except UserError as error:
-        shutil.rmtree(beside, ignore_errors=True)
         kept = f"; the earlier router in {folder} is kept whole" if folder.exists() else ""
         raise UserError(f"{error}{kept}") from error
-    if folder.exists():
-        folder.rename(old)
-    beside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_parts(
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor],
+    router: Router,
+    base_digest: str,
+    facts: Mapping[str, Any],
+) -> None:
+    """The two files; the manifest, with the hash of the weights, is the last."""
+    with atomic(folder / WEIGHTS) as path:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    manifest = {
+        "format": FORMAT,
+        "network": router.network,
+        "options": asdict(router.options),
+        "experts": list(router.experts),
+        "languages": list(router.languages),
+        "temperature": float(router.temperature),
+        "language_temperature": float(router.language_temperature),
+        "base_digest": base_digest,
+        "layer": router.layer,
+        "dim": router.dim,
+        "facts": dict(facts),
+        "sha256": sha256(folder / WEIGHTS),
+    }
+    with atomic(folder / MANIFEST) as path:
+        text = json.dumps(manifest, indent=2, ensure_ascii=False, sort_keys=True)
+        path.write_text(text + "\n", encoding="utf-8")
 
 
 def read_router_manifest(folder: str | Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import nn
 
 from espnet_moe.experts.expert_set import ExpertError, ExpertSet, LoRAOptions, find_targets
 from espnet_moe.experts.gates import Gates, use_gates
+from espnet_moe.experts.kinds import ExpertLayer
 from espnet_moe.experts.lora import LoRALinear
 
 ALL = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
@@ -213,6 +214,17 @@ def test_names(backbone):
         found.index("c")
     with pytest.raises(ExpertError, match="holds experts already"):
         ExpertSet(backbone, LoRAOptions(), ["c"])
+
+
+def test_a_second_set_that_is_refused_changes_nothing(backbone):
+    first = ExpertSet(backbone, LoRAOptions(where="decoder"), ["a"])
+    layers = [name for name, m in backbone.hf.named_modules() if isinstance(m, ExpertLayer)]
+    with pytest.raises(ExpertError, match="holds experts already"):
+        ExpertSet(backbone, LoRAOptions(where="both"), ["b", "c"])
+    with pytest.raises(ExpertError, match="holds experts already"):
+        ExpertSet(backbone, LoRAOptions(where="encoder"), ["b", "c"])
+    assert layers == [n for n, m in backbone.hf.named_modules() if isinstance(m, ExpertLayer)]
+    assert all(p.requires_grad for p in first.parameters())
 
 
 def test_options_of_one_set_differ_in_rank_only(make_backbone):
