@@ -78,6 +78,17 @@ def pad_to_chunk(features: torch.Tensor) -> torch.Tensor:
     the division by four.
     """
     missing = MAX_FRAMES - features.size(2)
+    floor = _silence(features).expand(-1, features.size(1), missing)
+    return torch.cat([features, floor], dim=2)
+
+
+def silence_behind(features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Features ``(batch, mels, frames)`` with silence behind ``lengths`` ``(batch,)`` frames."""
+    valid = torch.arange(features.size(2), device=features.device) < lengths.unsqueeze(1)
+    return torch.where(valid.unsqueeze(1), features, _silence(features))
+
+
+def _silence(features: torch.Tensor) -> torch.Tensor:
+    """What digital silence gives in each row, ``(batch, 1, 1)``."""
     floor = features.amax(dim=(1, 2), keepdim=True) - 2.0
-    floor = torch.maximum(floor, torch.full_like(floor, (-10.0 + 4.0) / 4.0))
-    return torch.cat([features, floor.expand(-1, features.size(1), missing)], dim=2)
+    return torch.maximum(floor, torch.full_like(floor, (-10.0 + 4.0) / 4.0))

@@ -84,6 +84,15 @@ class OwsmBackbone(nn.Module):
         convolutions = [m for m in s2t.encoder.embed.conv if isinstance(m, nn.Conv2d)]
         self._subsampling = [(m.kernel_size[0], m.stride[0]) for m in convolutions]
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Move ESPnet's position tables, too: no buffers, else every copy would move its own."""
+        super()._apply(fn, recurse)
+        for module in self.modules():
+            table = getattr(module, "pe", None)
+            if isinstance(table, torch.Tensor):
+                module.pe = fn(table)
+        return self
+
     #: What experts go into where a configuration names nothing: all attention, q and v.
     default_targets: tuple[str, ...] = ("linear_q", "linear_v")
 

@@ -22,7 +22,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from espnet_moe.backbones.attention import DecoderState, Encoded, Projections
-from espnet_moe.backbones.features import HOP_LENGTH, SAMPLE_RATE, LogMel, pad_to_chunk
+from espnet_moe.backbones.features import (
+    HOP_LENGTH,
+    SAMPLE_RATE,
+    LogMel,
+    pad_to_chunk,
+    silence_behind,
+)
 from espnet_moe.backbones.protocol import CONTEXTS, IGNORE, Augment
 from espnet_moe.backbones.whisper_tokens import WhisperTokens
 from espnet_moe.errors import UserError
@@ -167,6 +173,9 @@ class WhisperBackbone(nn.Module):
             if augment is not None:
                 frames, mel_lengths = augment(mel.transpose(1, 2), mel_lengths)
                 mel = frames.transpose(1, 2)
+                if self.context == "padded":
+                    # Time warping leaves zeros behind the shorter rows, which nothing would mask.
+                    mel = silence_behind(mel, mel_lengths)
         return self.encode_features(mel, mel_lengths, layer)
 
     def encode_features(

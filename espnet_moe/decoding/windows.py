@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from espnet_moe.data.utterance import SAMPLE_RATE, Seconds
+from espnet_moe.errors import UserError
 
 Samples = npt.NDArray[np.float32]
 Span = tuple[int, int]  # samples: start, end
@@ -69,10 +70,18 @@ def windows(speech: Samples, longest: Seconds, shortest: Seconds = 1.0) -> list[
 
     Returns:
         Start and end of every window in samples; together they cover the recording once.
+
+    Raises:
+        UserError: Where windows of ``longest`` would leave less than ``shortest`` to cut in.
     """
     limit, rest = int(longest * SAMPLE_RATE), int(shortest * SAMPLE_RATE)
     if len(speech) <= limit:
         return [(0, len(speech))]
+    if limit <= rest:
+        raise UserError(
+            f"windows of {longest:g} s are too short, they are above {shortest:g} s: give a "
+            "smaller window_margin, which is taken off what the model hears at once"
+        )
     power, start, found = energies(speech), 0, []
     while len(speech) - start > limit:
         low, high = start + limit // 2, min(start + limit, len(speech) - rest)

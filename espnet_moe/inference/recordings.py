@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 import soxr
+import torch
 
 # The reader of whole files; what it knows of damaged ones holds for blocks of them.
 from espnet_moe.data import audio as whole
@@ -36,7 +37,10 @@ def samples_of(audio: Any, sampling_rate: int | None = None) -> Samples:
     Raises:
         AudioError: For an array that is empty, not one-dimensional, or holds NaN or infinity.
     """
-    array = np.asarray(audio.detach().cpu() if hasattr(audio, "detach") else audio)
+    if isinstance(audio, torch.Tensor):
+        audio = audio.detach().cpu()
+        audio = audio.float() if audio.is_floating_point() else audio  # numpy knows no bfloat16
+    array = np.asarray(audio)
     if array.ndim != 1:
         raise AudioError(
             f"an array of the shape {array.shape} is no recording: give one channel, (samples,), "

@@ -22,6 +22,7 @@ from espnet_moe.decoding.routing import RoutingOptions
 from espnet_moe.errors import UserError
 from espnet_moe.experts.expert_files import load_experts, read_manifest
 from espnet_moe.experts.expert_set import ExpertError
+from espnet_moe.files import is_disk_error
 from espnet_moe.inference.choices import Chooser, Run, Wish
 from espnet_moe.inference.model_files import find_expert, find_model
 from espnet_moe.inference.recordings import Samples, cut, read_blocks, samples_of
@@ -182,15 +183,14 @@ class Speech2Text:
         wish = self._chooser.wish(languages, strategy, beam_size, expert)
         self._options(wish)
         known = _each(language, len(items))
-        for code in dict.fromkeys(known):
-            self._require_plan(self._chooser.run_for(code, wish)[0])
+        ways = {code: self._way(code, wish) for code in dict.fromkeys(known)}
         if sampling_rate is not None and items and all(isinstance(x, str | Path) for x in items):
             raise UserError("sampling_rate is for arrays: files know their own, leave it out")
         speech = [
             load_audio(x) if isinstance(x, str | Path) else samples_of(x, sampling_rate)
             for x in items
         ]
-        found = self._decode(speech, known, wish)
+        found = self._decode(speech, [ways[code] for code in known], wish)
         results = [joined([(0, len(x), one)]) for x, one in zip(speech, found, strict=True)]
         return results if isinstance(audio, list | tuple) else results[0]
 
@@ -253,13 +253,12 @@ class Speech2Text:
         """
         wish = self._chooser.wish(languages, strategy, beam_size, expert)
         self._options(wish)
-        self._require_plan(self._chooser.run_for(language, wish)[0])
-        return self._stream(files, language, wish, on_error, progress)
+        return self._stream(files, self._way(language, wish), wish, on_error, progress)
 
     def _stream(
         self,
         files: Iterable[str | Path],
-        language: str | None,
+        way: _Way,
         wish: Wish,
         on_error: Callable[[Path, UserError], object] | None,
         progress: Callable[[float], object] | None,
@@ -272,7 +271,7 @@ class Speech2Text:
         def finished() -> Iterator[tuple[Path, Result]]:
             speech = [x for _, _, x in waiting]
             for (file, start, x), decoded in zip(
-                waiting, self._decode(speech, [language] * len(speech), wish), strict=True
+                waiting, self._decode(speech, [way] * len(speech), wish), strict=True
             ):
                 file.windows.append((start, len(x), decoded))
             waiting.clear()
@@ -317,6 +316,8 @@ class Speech2Text:
             UserError: For a name that is taken, a damaged expert, or one made for another base.
         """
         self._shelf.add(name, path)
+        # A call that began before the last one of this name went may have brought that back.
+        self._replicas.forget(name)
 
     def unload_expert(self, name: str) -> None:
         """Let an expert go; calls that use it right now go on.
@@ -358,7 +359,9 @@ class Speech2Text:
         try:
             backbone.save_pretrained(beside)
             beside.rename(out)
-        except OSError as error:
+        except Exception as error:
+            if not is_disk_error(error):
+                raise
             raise UserError(f"could not write {out}: {error}") from error
         finally:
             shutil.rmtree(beside, ignore_errors=True)
@@ -366,25 +369,29 @@ class Speech2Text:
 
     # -- decoding ---------------------------------------------------------------------------------
 
-    def _decode(
-        self, speech: Sequence[Samples], known: Sequence[str | None], wish: Wish
-    ) -> list[Decoded]:
+    def _decode(self, speech: Sequence[Samples], ways: Sequence[_Way], wish: Wish) -> list[Decoded]:
         """Decode recordings, those together that are decoded alike."""
-        alike: dict[Run, list[int]] = {}
-        prompts = []
-        for i, language in enumerate(known):
-            run, prompt = self._chooser.run_for(language, wish)
-            alike.setdefault(run, []).append(i)
-            prompts.append(prompt)
+        alike: dict[tuple[Run, tuple[tuple[str, Path], ...]], list[int]] = {}
+        for i, way in enumerate(ways):
+            alike.setdefault((way.run, way.experts), []).append(i)
         found: dict[int, Decoded] = {}
-        for run, rows in alike.items():
+        for (run, folders), rows in alike.items():
             options = replace(self._options(wish), routing=self._routing(run))
             router = None if run.system in ("baseline", "oracle") else self.router
-            with self._replicas.borrow(self._shelf.folders(run.experts)) as (backbone, experts):
+            with self._replicas.borrow(dict(folders)) as (backbone, experts):
                 decoder = Decoder(backbone, experts, options, run.system, router)
-                decoded = decoder([speech[i] for i in rows], [prompts[i] for i in rows])
+                decoded = decoder([speech[i] for i in rows], [ways[i].prompt for i in rows])
             found.update(zip(rows, decoded, strict=True))
         return [found[i] for i in range(len(speech))]
+
+    def _way(self, language: str | None, wish: Wish) -> _Way:
+        """How recordings of a language are decoded, from the first to the last of a call.
+
+        Experts that come or go meanwhile change nothing in it.
+        """
+        run, prompt = self._chooser.run_for(language, wish)
+        self._require_plan(run)
+        return _Way(run, prompt, tuple(self._shelf.folders(run.experts).items()))
 
     def _routing(self, run: Run) -> RoutingOptions:
         """The model's settings of decisions, with the languages that are wished for."""
@@ -403,6 +410,15 @@ class Speech2Text:
         if wish.beam_size is None:
             return self.options
         return replace(self.options, beam_size=wish.beam_size)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A run, its prompt's language (empty where the router finds it), and where its experts are."""
+
+    run: Run
+    prompt: str
+    experts: tuple[tuple[str, Path], ...]
 
 
 @dataclass

@@ -312,3 +312,12 @@ def test_frames_of_80_ms(tmp_path, speech):
         inside = torch.arange(480000) < lengths[:2, None]
         theirs, _ = padded.s2t.encode(speech[:2] * inside, torch.full((2,), 480000))
         assert torch.equal(encode(padded, speech[:2, :46000], lengths[:2]).hidden, theirs)
+
+
+def test_position_tables_go_where_the_weights_go(make_owsm):
+    backbone = make_owsm()
+    tables = lambda: [m.pe for m in backbone.modules() if hasattr(m, "pe")]  # noqa: E731
+    assert len(tables()) == 2
+    assert {t.dtype for t in tables()} == {torch.float32}
+    assert backbone.double() is backbone
+    assert {t.dtype for t in tables()} == {torch.float64}

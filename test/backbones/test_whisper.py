@@ -185,3 +185,19 @@ def test_bf16_autocast_is_near_fp32(backbone, batch_of):
     with torch.autocast("cpu", torch.bfloat16):
         got = backbone.decode(tokens, encode(backbone, speech, lengths)).float()
     assert (got - want).abs().mean() < 0.1 * want.std()
+
+
+@torch.no_grad()
+def test_zeros_that_time_warping_leaves_are_silence(make_backbone, batch_of):
+    """In 30 s of context nothing masks what stands behind a shorter row."""
+    backbone = make_backbone("padded")
+    speech, lengths = batch_of(*SECONDS)
+
+    def warped(mel, mel_lengths):
+        behind = torch.arange(mel.size(1)) >= mel_lengths.unsqueeze(1)
+        return mel.masked_fill(behind.unsqueeze(2), 0.0), mel_lengths
+
+    together = backbone.encode_lower(speech, lengths, 1, warped).hidden
+    for row, n in enumerate(lengths.tolist()):
+        alone = backbone.encode_lower(speech[row : row + 1, :n], lengths[row : row + 1], 1, warped)
+        torch.testing.assert_close(together[row], alone.hidden[0], atol=1e-4, rtol=1e-4)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from espnet_moe.decoding.windows import energies, merge_short, pieces, quietest, stretches, windows
+from espnet_moe.errors import UserError
 
 RATE = 16000
 
@@ -32,6 +33,11 @@ def test_windows_end_in_pauses():
     assert len(found) == 3
     # 26-26.1 is as quiet as 21-21.4 at its centre: of two the later one is taken.
     assert 26.0 <= ends[0] <= 26.1 and 44.2 <= ends[1] <= 44.7
+
+
+def test_windows_with_no_room_to_cut():
+    with pytest.raises(UserError, match=r"windows of 0\.5 s are too short.*window_margin"):
+        windows(noise(11), 0.5)
 
 
 @pytest.mark.parametrize("seconds", [29.49, 29.51, 30.2, 59.0, 90.3, 200.0])

@@ -7,6 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from espnet_moe.data.audio import AudioError, load_audio
 from espnet_moe.decoding.parts import whole_or_windows
@@ -167,3 +168,9 @@ def test_importing_costs_nothing():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "has no attribute 'nothing'" in done.stdout
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_tensors_of_half_precision(kind):
+    x = torch.linspace(-1, 1, 101, dtype=kind)
+    np.testing.assert_array_equal(samples_of(x), x.float().numpy())

@@ -4,6 +4,7 @@ import copy
 import shutil
 
 import pytest
+import soundfile
 import torch
 
 from espnet_moe.backbones.loading import load_backbone
@@ -31,6 +32,24 @@ def test_an_expert_comes_and_goes(make_model, mixture, recordings):
     named = model(recordings, expert="english")
     assert [r.tokens for r in named] == [r.tokens for r in with_expert]
     assert {r.language for r in named} == {"en"}, "the language of its training data"
+
+
+def test_calls_that_are_under_way_keep_their_expert(make_model, mixture, recordings, tmp_path):
+    files = [tmp_path / f"{i}.wav" for i in range(3)]
+    for path, x in zip(files, recordings, strict=False):
+        soundfile.write(path, x, 16000)
+    model = make_model()
+    without = [r.tokens for _, r in model.stream(files, language="en")]
+    model.load_expert("en", mixture.extra)
+    want = [r.tokens for _, r in model.stream(files, language="en")]
+    assert want != without
+    for wishes in ({"language": "en"}, {"expert": "en"}):
+        running = model.stream(files, **wishes)
+        model.unload_expert("en")
+        assert [r.tokens for _, r in running] == want
+        running = model.stream(files, language="en")
+        model.load_expert("en", mixture.extra)
+        assert [r.tokens for _, r in running] == without
 
 
 def test_listing(make_model, mixture):
