@@ -10,6 +10,7 @@ mix=              # share of the utterances a language, "it=0.4 hi=0.3 en=0.27 p
 language_weight=0.5  # of the loss that asks which language is spoken
 language_first=300   # steps of that loss alone; with init_dir of what is thrown away alone
 steps=4600        # optimiser steps
+lr=1.2e-3         # peak learning rate; less when going on from a finished base
 batch_size=32     # utterances a step
 num_workers=1     # processes that make speech
 eval_steps=500    # steps between validations, which write the checkpoint
@@ -28,6 +29,6 @@ python local/pretrain.py --shape "${shape}" ${init_dir:+--init_dir "${init_dir}"
     ${mix:+--mix "${mix}"} --language_weight "${language_weight}" \
     --language_first "${language_first}" \
     --output_dir "${expdir}" --export_dir "${export_dir}" \
-    --steps "${steps}" --batch_size "${batch_size}" --num_workers "${num_workers}" \
+    --steps "${steps}" --lr "${lr}" --batch_size "${batch_size}" --num_workers "${num_workers}" \
     --eval_steps "${eval_steps}"
 cp "${expdir}/train.log" "${export_dir}/train.log"
