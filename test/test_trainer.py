@@ -166,8 +166,7 @@ def test_a_validation_without_a_number_is_not_the_best(train_args, tmp_path, mon
 
 def test_early_stopping_by_wer(train_args, tmp_path, monkeypatch):
     errors = iter([50, 30, 40, 30, 35, 20, 10, 10])
-    counted = lambda self, *a: (next(errors), 100)  # noqa: E731
-    monkeypatch.setattr(ESPnetMoEModel, "_word_errors", counted)
+    monkeypatch.setattr(ESPnetMoEModel, "_word_errors", lambda self, *a: (next(errors), 100))
     more = ["--max_epoch", "9", "--wer_interval", "1", "--patience", "2", "--valid_batch_size", "4"]
     more += ["--early_stopping_criterion", "valid", "wer", "min"]
     MoETask.main(cmd=train_args(tmp_path, *more))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from espnet_moe.decoding.routing import RoutingOptions
 from espnet_moe.errors import UserError
 from espnet_moe.experts.expert_files import load_experts, read_manifest
 from espnet_moe.experts.expert_set import ExpertError
-from espnet_moe.files import is_disk_error
+from espnet_moe.files import is_disk_error, whole_folder
 from espnet_moe.inference.choices import Chooser, Run, Wish
 from espnet_moe.inference.model_files import find_expert, find_model
 from espnet_moe.inference.recordings import Samples, cut, read_blocks, samples_of
@@ -354,17 +353,13 @@ class Speech2Text:
         folders = self._shelf.folders([name])
         backbone = share(self.base, self.base)
         load_experts(backbone, folders, self.digest).merge(backbone, name)
-        beside = out.with_name(f".{out.name}.new")
-        shutil.rmtree(beside, ignore_errors=True)
         try:
-            backbone.save_pretrained(beside)
-            beside.rename(out)
+            with whole_folder(out) as beside:
+                backbone.save_pretrained(beside)
         except Exception as error:
             if not is_disk_error(error):
                 raise
             raise UserError(f"could not write {out}: {error}") from error
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
         return out
 
     # -- decoding ---------------------------------------------------------------------------------
