@@ -171,7 +171,7 @@ def test_from_disk_to_scores(name, tmp_path):
             *("--backbone", "whisper_mini", "--stage", "1", "--stop_stage", "11"),
             *("--train_args", STEPS, "--max_train_hours", "0.005"),
             *("--systems", f"baseline oracle {FURTHER.get(name, 'hard joint')}"),
-            *("--inference_config", "conf/decode_greedy.yaml"),
+            *("--inference_config", "conf/decode_greedy.yaml", "--inference_nj", "1"),
             *MORE.get(name, []),
             *switching,
         ],

@@ -131,6 +131,23 @@ def test_a_cancelled_job(cluster: Cluster) -> None:
     assert "cancelled" in warned
 
 
+def test_a_command_that_hears_of_the_end_first(cluster: Cluster) -> None:
+    """SLURM signals one process after the other: the command may be gone before its script's turn."""
+    launcher = cluster.start("h.log", "echo", "$BASHPID", ">pid.h", "&&", "sleep", "100")
+    cluster.job_of("h.log")
+    file = cluster.folder / "pid.h"
+    cluster.wait(lambda: file.exists() and file.read_text().strip())
+    command = file.read_text().strip()
+    script = cluster.do("ps", "-o", "ppid=", "-p", command)
+    cluster.do("pkill", "-TERM", "-P", command)  # sleep
+    cluster.wait(lambda: not Path(f"/proc/{command}").exists())
+    time.sleep(0.5)  # the script knows that its command has ended, and would be gone by now
+    os.kill(int(script), signal.SIGTERM)
+    warned = launcher.communicate(timeout=60)[1]
+    assert launcher.returncode == 1
+    assert "preempted or cancelled" in warned
+
+
 def test_a_killed_job(cluster: Cluster) -> None:
     """The job's script with all it has started: nobody is left to say how it ended."""
     launcher = cluster.start("k.log", "echo", "$BASHPID", ">pid", "&&", "sleep", "100")

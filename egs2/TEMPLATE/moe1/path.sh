@@ -9,6 +9,7 @@ export MAIN_ROOT
 export PATH="$MAIN_ROOT/tools/venv/bin:$PATH"
 export LC_ALL=C # the order of sort is the order of Kaldi's files
 export PYTHONIOENCODING=UTF-8
+unset PYTHONDONTWRITEBYTECODE # or every job compiles the packages anew: twice the time to start
 export OMP_NUM_THREADS=1 # jobs run side by side, a core each
 
 # What this recipe needs besides.

@@ -167,6 +167,11 @@ if [ -z "${status:-}" ]; then
         [ "$code" = 127 ] && [ -n "${status:-}" ] || status=$code
         [ -n "$interrupted" ] && [ "$code" -gt 127 ] || break
     done
+    # SLURM signals one process after the other: the command may have ended of it before this script
+    # hears of it.
+    case ${caught:-none}.$status in
+        none.143 | none."$again") sleep 3 & wait $! ;;
+    esac
 fi
 case $caught in
     USR1) reason="the time limit is near (USR1)" ;;
