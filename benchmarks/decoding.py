@@ -57,6 +57,22 @@ def search_here(backbone: Any, encoded: Encoded, beams: int, tokens: int) -> Tra
     return [h.tokens for h in search(backbone, encoded, prompt, options)]
 
 
+@torch.inference_mode()
+def beam_step(backbone: Any, encoded: Encoded, beams: int) -> dict[str, Any]:
+    """A step of all beams and what follows it: the caches in the order of the beams that stay.
+
+    With room for the longest transcript, as where nobody sets a cap.
+    """
+    prompt = backbone.tokens.prompt(["hi"] * (beams * encoded.hidden.size(0)))
+    order = torch.arange(len(prompt)) // beams * beams
+    state = backbone.start(encoded, beams, backbone.max_target_length)
+    backbone.step(prompt, state)
+    return {
+        "step": torch.inference_mode()(partial(backbone.step, prompt[:, :1], state)),
+        "reordering": torch.inference_mode()(partial(state.select_rows, order)),
+    }
+
+
 def rule_out(mask: torch.Tensor, _: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     """Scores ``(rows, vocabulary)`` without what may not be said."""
     return scores + mask
@@ -166,6 +182,8 @@ def measure(report: Report, backbone: Any, beams: int) -> None:
         "transformers": partial(theirs, mel[:batch]),
         "openai": partial(by_openai, model, backbone, few, beams, args.tokens),
     }
+    if beams > 1:
+        calls |= beam_step(backbone, encoded, beams)
     found = padded()
     report.check(f"search alone, {told}", calls["search"](), calls["their search"]())
     report.check(f"transformers, {told}", found, calls["transformers"]())
@@ -177,6 +195,9 @@ def measure(report: Report, backbone: Any, beams: int) -> None:
     times = report.time(calls, warm=True)
     value = times.ratio("their search", "search")
     report.add(Row(f"search alone, transformers / ours: {told}", value, bar=">= 1.2"))
+    if beams > 1:
+        what = f"reordering the caches / a step, room for {backbone.max_target_length} tokens"
+        report.add(Row(f"{what}: {told}", times.ratio("reordering", "step")))
     value = times.ratio("transformers", "padded")
     report.add(Row(f"transformers / ours, 30 s both: {told}", value, bar=">= 1.2"))
     size = f"{how}, {args.utterances} x {SECONDS:.0f} s, batches of {batch}, {args.tokens} tokens"

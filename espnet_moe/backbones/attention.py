@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,46 +39,6 @@ class Encoded:
             return None
         valid = torch.arange(frames, device=self.hidden.device) < self.lengths.unsqueeze(1)
         return valid[:, None, None, :]
-
-
-@dataclass
-class DecoderState:
-    """Key-value caches of a running decode: one group of ``beams`` rows an utterance.
-
-    Attributes:
-        self_keys, self_values: Per layer ``(rows, heads, capacity, head_dim)``; the first
-            ``length`` positions are filled.
-        cross_keys, cross_values: Per layer ``(utterances, heads, frames, head_dim)``, shared by
-            the beams of an utterance.
-        cross_mask: ``(utterances, 1, 1, frames)`` or ``None``.
-        length: Tokens decoded so far.
-        record_attention: Whether steps leave their cross-attention in ``attention``.
-        attention: ``(rows, frames)`` fp32: where the last token of the latest step looked, mean
-            over heads and layers; rows sum to one. ``None`` before a step and where not recorded.
-    """
-
-    self_keys: list[torch.Tensor]
-    self_values: list[torch.Tensor]
-    cross_keys: list[torch.Tensor]
-    cross_values: list[torch.Tensor]
-    cross_mask: torch.Tensor | None
-    length: int = 0
-    record_attention: bool = False
-    attention: torch.Tensor | None = None
-
-    def select_rows(self, rows: torch.Tensor) -> None:
-        """Reorder or drop rows ``(n,)`` of what belongs to a row (beam search)."""
-        self.self_keys = [k.index_select(0, rows) for k in self.self_keys]
-        self.self_values = [v.index_select(0, rows) for v in self.self_values]
-        if self.attention is not None:
-            self.attention = self.attention.index_select(0, rows)
-
-    def select_utterances(self, utterances: torch.Tensor) -> None:
-        """Keep a subset of utterances ``(n,)`` in the cross-attention caches."""
-        self.cross_keys = [k.index_select(0, utterances) for k in self.cross_keys]
-        self.cross_values = [v.index_select(0, utterances) for v in self.cross_values]
-        if self.cross_mask is not None:
-            self.cross_mask = self.cross_mask.index_select(0, utterances)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,3 +114,95 @@ class Projections:
                 scores = scores.masked_fill(~mask, -torch.inf)
             seen.append(scores.softmax(-1).mean(1).flatten(0, 1))
         return self.output(out.transpose(1, 2).reshape(rows, n, -1))
+
+
+@dataclass
+class DecoderState:
+    """Key-value caches of a running decode: one group of ``beams`` rows an utterance.
+
+    Attributes:
+        self_keys, self_values: Per layer ``(rows, heads, capacity, head_dim)``; the first
+            ``length`` positions are filled.
+        cross_keys, cross_values: Per layer ``(utterances, heads, frames, head_dim)``, shared by
+            the beams of an utterance.
+        cross_mask: ``(utterances, 1, 1, frames)`` or ``None``.
+        length: Tokens decoded so far.
+        record_attention: Whether steps leave their cross-attention in ``attention``.
+        attention: ``(rows, frames)`` fp32: where the last token of the latest step looked, mean
+            over heads and layers; rows sum to one. ``None`` before a step and where not recorded.
+    """
+
+    self_keys: list[torch.Tensor]
+    self_values: list[torch.Tensor]
+    cross_keys: list[torch.Tensor]
+    cross_values: list[torch.Tensor]
+    cross_mask: torch.Tensor | None
+    length: int = 0
+    record_attention: bool = False
+    attention: torch.Tensor | None = None
+
+    @classmethod
+    def start(
+        cls,
+        attentions: Sequence[Projections],
+        encoded: Encoded,
+        beams: int,
+        max_length: int,
+        record_attention: bool = False,
+    ) -> DecoderState:
+        """Room for ``beams`` rows an utterance and up to ``max_length`` tokens.
+
+        Args:
+            attentions: Cross-attention of each decoder layer; the gates in force are those of the
+                utterances.
+            encoded: What it looks at.
+            beams: Rows an utterance.
+            max_length: Most tokens, the prompt included.
+            record_attention: Whether steps are to leave where they looked.
+        """
+        # A step reads them whole: as the projections leave them, strided, in twice the time.
+        cross = [
+            (keys.contiguous(), values.contiguous())
+            for keys, values in (attention.keys_values(encoded.hidden) for attention in attentions)
+        ]
+        rows, (_, heads, _, width) = encoded.hidden.size(0) * beams, cross[0][0].shape
+        # Only what was filled is ever read.
+        room = [cross[0][0].new_empty(rows, heads, max_length, width) for _ in 2 * cross]
+        return cls(
+            room[: len(cross)],
+            room[len(cross) :],
+            [keys for keys, _ in cross],
+            [values for _, values in cross],
+            encoded.mask(),
+            record_attention=record_attention,
+        )
+
+    def append(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep keys and values ``(rows, heads, n, head_dim)`` of new tokens; return all so far.
+
+        ``length`` is the caller's to raise, once all layers have theirs.
+        """
+        new = self.length + keys.size(2)
+        self.self_keys[layer][:, :, self.length : new] = keys
+        self.self_values[layer][:, :, self.length : new] = values
+        return self.self_keys[layer][:, :, :new], self.self_values[layer][:, :, :new]
+
+    def select_rows(self, rows: torch.Tensor) -> None:
+        """Reorder or drop rows ``(n,)``, no more than there are, of what belongs to a row."""
+        # What is not filled yet, mostly nearly all of the room, needs no copy.
+        for caches in (self.self_keys, self.self_values):
+            for i, cache in enumerate(caches):
+                filled = cache[:, :, : self.length].index_select(0, rows)
+                caches[i] = cache[: rows.numel()]
+                caches[i][:, :, : self.length] = filled
+        if self.attention is not None:
+            self.attention = self.attention.index_select(0, rows)
+
+    def select_utterances(self, utterances: torch.Tensor) -> None:
+        """Keep a subset of utterances ``(n,)`` in the cross-attention caches."""
+        self.cross_keys = [k.index_select(0, utterances) for k in self.cross_keys]
+        self.cross_values = [v.index_select(0, utterances) for v in self.cross_values]
+        if self.cross_mask is not None:
+            self.cross_mask = self.cross_mask.index_select(0, utterances)

@@ -296,22 +296,8 @@ class OwsmBackbone(nn.Module):
         cross-attention's key and value projections. ``record_attention`` makes every step leave
         where it looked in :attr:`DecoderState.attention`.
         """
-        views = [projections(block.src_attn) for block in self.s2t.decoder.decoders]
-        cross = [view.keys_values(encoded.hidden) for view in views]
-        rows, dtype = encoded.hidden.size(0) * beams, cross[0][0].dtype
-        shape = (rows, views[0].heads, max_length, self.dim // views[0].heads)
-        empty = [
-            torch.zeros(shape, device=encoded.hidden.device, dtype=dtype)
-            for _ in range(2 * len(cross))
-        ]
-        return DecoderState(
-            empty[: len(cross)],
-            empty[len(cross) :],
-            [k for k, _ in cross],
-            [v for _, v in cross],
-            encoded.mask(),
-            record_attention=record_attention,
-        )
+        attentions = [projections(block.src_attn) for block in self.s2t.decoder.decoders]
+        return DecoderState.start(attentions, encoded, beams, max_length, record_attention)
 
     def step(self, tokens: torch.Tensor, state: DecoderState) -> torch.Tensor:
         """Decode the next token(s) with the caches in ``state``, which is updated in place.
@@ -335,10 +321,7 @@ class OwsmBackbone(nn.Module):
         for i, block in enumerate(decoder.decoders):
             normed = block.norm1(x)
             attention = projections(block.self_attn)
-            keys, values = attention.keys_values(normed)
-            state.self_keys[i][:, :, old:new] = keys
-            state.self_values[i][:, :, old:new] = values
-            keys, values = state.self_keys[i][:, :, :new], state.self_values[i][:, :, :new]
+            keys, values = state.append(i, *attention.keys_values(normed))
             x = x + attention.attend(normed, keys, values, None, causal)
             x = x + projections(block.src_attn).attend_shared(
                 block.norm2(x), state.cross_keys[i], state.cross_values[i], state.cross_mask, seen

@@ -276,26 +276,8 @@ class WhisperBackbone(nn.Module):
         cross-attention's key and value projections. ``record_attention`` makes every step leave
         where it looked in :attr:`DecoderState.attention`.
         """
-        config, rows = self.config, encoded.hidden.size(0) * beams
-        heads = config.decoder_attention_heads
-        shape = (rows, heads, max_length, config.d_model // heads)
-        cross = [
-            projections(block.encoder_attn).keys_values(encoded.hidden)
-            for block in self.hf.model.decoder.layers
-        ]
-        dtype = cross[0][0].dtype
-        empty = [
-            torch.zeros(shape, device=encoded.hidden.device, dtype=dtype)
-            for _ in range(2 * len(cross))
-        ]
-        return DecoderState(
-            empty[: len(cross)],
-            empty[len(cross) :],
-            [k for k, _ in cross],
-            [v for _, v in cross],
-            encoded.mask(),
-            record_attention=record_attention,
-        )
+        attentions = [projections(block.encoder_attn) for block in self.hf.model.decoder.layers]
+        return DecoderState.start(attentions, encoded, beams, max_length, record_attention)
 
     def step(self, tokens: torch.Tensor, state: DecoderState) -> torch.Tensor:
         """Decode the next token(s) with the caches in ``state``, which is updated in place.
@@ -316,10 +298,7 @@ class WhisperBackbone(nn.Module):
         for i, block in enumerate(decoder.layers):
             normed = block.self_attn_layer_norm(x)
             attention = projections(block.self_attn)
-            keys, values = attention.keys_values(normed)
-            state.self_keys[i][:, :, old:new] = keys
-            state.self_values[i][:, :, old:new] = values
-            keys, values = state.self_keys[i][:, :, :new], state.self_values[i][:, :, :new]
+            keys, values = state.append(i, *attention.keys_values(normed))
             x = x + attention.attend(normed, keys, values, None, causal)
             normed = block.encoder_attn_layer_norm(x)
             x = x + projections(block.encoder_attn).attend_shared(

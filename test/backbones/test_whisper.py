@@ -109,6 +109,30 @@ def test_caches_follow_rows_and_utterances(backbone, batch_of):
 
 
 @torch.no_grad()
+def test_only_what_is_filled_is_read_or_copied(backbone, batch_of):
+    """Room for a long transcript costs nothing at every step of a beam search."""
+    speech, lengths = batch_of(*SECONDS)
+    encoded = encode(backbone, speech, lengths)
+    tokens = tokens_for(backbone, 3, 6)
+    state = backbone.start(encoded, 2, 90)
+    rooms = [*state.self_keys, *state.self_values]
+    for room in rooms:
+        room.fill_(torch.nan)
+    rows = torch.arange(3).repeat_interleave(2)
+    history = tokens[rows, :4]
+    backbone.step(history, state)
+    for order in ([1, 1, 2, 3, 5, 4], [1, 0, 3, 3, 4, 5]):
+        state.select_rows(torch.tensor(order))
+        history = torch.cat([history[order], torch.randint(0, 250, (6, 1))], 1)
+        got = backbone.step(history[:, -1:], state)
+        want = backbone.decode(history, Encoded(encoded.hidden[rows], encoded.lengths[rows]))
+        torch.testing.assert_close(got, want[:, -1], rtol=0, atol=1e-4)
+    kept = [*state.self_keys, *state.self_values]
+    assert [k.data_ptr() for k in kept] == [r.data_ptr() for r in rooms]
+    assert all(room[:, :, 6:].isnan().all() for room in rooms)
+
+
+@torch.no_grad()
 def test_spoken_frames_leave_out_the_padding_to_30_s(make_backbone, batch_of):
     speech, lengths = batch_of(*SECONDS)
     padded, variable = (

@@ -132,7 +132,7 @@ def test_a_cancelled_job(cluster: Cluster) -> None:
 
 
 def test_a_command_that_hears_of_the_end_first(cluster: Cluster) -> None:
-    """SLURM signals one process after the other: the command may be gone before its script's turn."""
+    """SLURM signals one process after the other, and the script is the last to hear of it."""
     launcher = cluster.start("h.log", "echo", "$BASHPID", ">pid.h", "&&", "sleep", "100")
     cluster.job_of("h.log")
     file = cluster.folder / "pid.h"
