@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from harness import Report, Row, begin, get_parser
-from models import features, whisper
+from models import features, transformers_own, whisper
 from transformers import GenerationMixin, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -79,8 +79,10 @@ def rule_out(mask: torch.Tensor, _: torch.Tensor, scores: torch.Tensor) -> torch
 
 
 @torch.inference_mode()
-def generate(backbone: Any, rows: int, beams: int, tokens: int, **inputs: Any) -> Transcripts:
-    """The search of transformers; what may not be said is a mask that is made once.
+def generate(
+    model: Any, backbone: Any, rows: int, beams: int, tokens: int, **inputs: Any
+) -> Transcripts:
+    """The search of transformers' ``model``; what may not be said is a mask that is made once.
 
     Its own ``suppress_tokens`` looks 1,600 ids up at every step, which few models ask for.
     """
@@ -88,7 +90,7 @@ def generate(backbone: Any, rows: int, beams: int, tokens: int, **inputs: Any) -
     mask[list(backbone.tokens.suppressed)] = -torch.inf
     prompt = backbone.tokens.prompt(["hi"] * rows)
     out = GenerationMixin.generate(
-        backbone.hf,
+        model,
         decoder_input_ids=prompt,
         logits_processor=LogitsProcessorList([partial(rule_out, mask)]),
         max_new_tokens=tokens,
@@ -101,11 +103,11 @@ def generate(backbone: Any, rows: int, beams: int, tokens: int, **inputs: Any) -
 
 
 def by_transformers(
-    backbone: Any, mel: torch.Tensor, beams: int, tokens: int, batch: int
+    model: Any, backbone: Any, mel: torch.Tensor, beams: int, tokens: int, batch: int
 ) -> Transcripts:
     """Encode and search, batch by batch."""
     parts = (pad_to_chunk(part) for part in mel.split(batch))
-    found = [generate(backbone, len(p), beams, tokens, input_features=p) for p in parts]
+    found = [generate(model, backbone, len(p), beams, tokens, input_features=p) for p in parts]
     return [row for part in found for row in part]
 
 
@@ -160,7 +162,8 @@ def measure(report: Report, backbone: Any, beams: int) -> None:
     told = f"{how}, {batch} x {SECONDS:.0f} s, {args.tokens} tokens"
     few = mel[: min(args.one_by_one, batch)]
     own = partial(here, backbone, beams=beams, tokens=args.tokens, batch=batch)
-    theirs = partial(by_transformers, backbone, beams=beams, tokens=args.tokens, batch=batch)
+    peer = transformers_own(backbone)
+    theirs = partial(by_transformers, peer, backbone, beams=beams, tokens=args.tokens, batch=batch)
 
     def padded() -> Transcripts:
         backbone.context = "padded"
@@ -176,7 +179,7 @@ def measure(report: Report, backbone: Any, beams: int) -> None:
     calls: dict[str, Any] = {
         "search": partial(search_here, backbone, encoded, beams, args.tokens),
         "their search": partial(
-            generate, backbone, batch, beams, args.tokens, encoder_outputs=outputs
+            generate, peer, backbone, batch, beams, args.tokens, encoder_outputs=outputs
         ),
         "padded": padded,
         "transformers": partial(theirs, mel[:batch]),

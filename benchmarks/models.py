@@ -4,6 +4,7 @@ Peers' expert layers are put into the backbone that runs ours: what surrounds th
 and only the expert layers differ.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -21,6 +22,7 @@ from espnet_moe.experts.expert_set import ExpertSet, LoRAOptions
 from espnet_moe.experts.gates import Gates, use_gates
 from espnet_moe.experts.lora import LoRALinear
 from espnet_moe.inference.replicas import share
+from espnet_moe.linear import FewRowsLinear
 
 RANK, ALPHA = 16, 32
 FRAMES_PER_SECOND = 50
@@ -63,6 +65,15 @@ def whisper(shape: str, context: str = "variable", real_tokens: bool = False) ->
     hf = WhisperForConditionalGeneration(config)
     hf.generation_config = GenerationConfig.from_model_config(config)
     return WhisperBackbone(hf, tokens, context).eval()
+
+
+def transformers_own(backbone: WhisperBackbone) -> WhisperForConditionalGeneration:
+    """A copy of the model as transformers makes it: nothing of ours in it makes a peer quicker."""
+    model = copy.deepcopy(backbone.hf)
+    for layer in model.modules():
+        if type(layer) is FewRowsLinear:
+            layer.__class__ = nn.Linear
+    return model
 
 
 def with_experts(base: WhisperBackbone, targets: str, experts: int) -> tuple[Any, ExpertSet]:

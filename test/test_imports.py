@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "espnet_moe"
 # which measures word error rates in training with its search; `analysis` trains nothing.
 ROWS = [
     {"errors", "__init__"},
-    {"files", "config", "extensions"},
+    {"files", "config", "extensions", "linear"},
     {"archives", "data", "experts", "checkpoints", "provenance", "tracking"},
     {"scoring", "routing", "interruption", "memory", "stamps"},
     {"grid"},

@@ -28,6 +28,7 @@ from espnet_moe.backbones.protocol import CONTEXTS, IGNORE, Augment
 from espnet_moe.errors import UserError
 from espnet_moe.experts.gates import current_gates, use_gates
 from espnet_moe.experts.kinds import names_of_experts
+from espnet_moe.linear import quicken
 
 if TYPE_CHECKING:
     from espnet2.s2t.espnet_model import ESPnetS2TModel
@@ -83,6 +84,7 @@ class OwsmBackbone(nn.Module):
         self.hop, self.edge = stft.hop_length, stft.n_fft // 2
         convolutions = [m for m in s2t.encoder.embed.conv if isinstance(m, nn.Conv2d)]
         self._subsampling = [(m.kernel_size[0], m.stride[0]) for m in convolutions]
+        quicken(s2t.decoder)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Move ESPnet's position tables, too: no buffers, else every copy would move its own."""

@@ -34,6 +34,7 @@ from espnet_moe.backbones.whisper_tokens import WhisperTokens
 from espnet_moe.errors import UserError
 from espnet_moe.experts.gates import current_gates, use_gates
 from espnet_moe.experts.kinds import names_of_experts
+from espnet_moe.linear import quicken
 
 
 class WhisperBackbone(nn.Module):
@@ -62,6 +63,8 @@ class WhisperBackbone(nn.Module):
         self.log_mel = LogMel(hf.config.num_mel_bins)
         # Sinusoids: loading a checkpoint makes them trainable again.
         hf.model.encoder.embed_positions.requires_grad_(False)
+        for part in (hf.model.decoder, hf.proj_out):
+            quicken(part)
 
     @classmethod
     def from_pretrained(cls, path: str, context: str = "variable") -> WhisperBackbone:

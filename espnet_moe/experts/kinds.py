@@ -10,6 +10,7 @@ from torch import nn
 from espnet_moe import extensions
 from espnet_moe.errors import UserError
 from espnet_moe.experts.gates import current_gates
+from espnet_moe.linear import FewRowsLinear
 
 
 class ExpertError(UserError):
@@ -94,7 +95,8 @@ class ExpertLayer(nn.Module):
 
     def plain(self, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
         """A frozen linear layer of this size, with these values."""
-        found = nn.Linear(self.in_features, self.out_features, bias is not None, device="meta")
+        kind = FewRowsLinear if isinstance(self.base, FewRowsLinear) else nn.Linear
+        found = kind(self.in_features, self.out_features, bias is not None, device="meta")
         found.weight = nn.Parameter(weight, requires_grad=False)
         if bias is not None:
             found.bias = nn.Parameter(bias, requires_grad=False)

@@ -11,6 +11,7 @@ from torch import nn
 
 from espnet_moe.experts.gates import Gates, current_gates
 from espnet_moe.experts.kinds import KINDS, ExpertLayer, ExpertOptions
+from espnet_moe.linear import linear
 
 
 @dataclass(frozen=True)
@@ -169,12 +170,12 @@ class LoRALinear(ExpertLayer):
     def _one(self, y: torch.Tensor, x: torch.Tensor, expert: int) -> torch.Tensor:
         """One expert for every row: slices of A and B, no copy."""
         span = self._span(expert)
-        down = F.linear(x, self.lora_A[span])
+        down = linear(x, self.lora_A[span])
         return _add_product(y, down, self.lora_B[:, span], self.scales[expert])
 
     def _all(self, y: torch.Tensor, x: torch.Tensor, gates: Gates) -> torch.Tensor:
         """Any mixture: all experts' products, weighted between A and B."""
-        down = F.linear(x.flatten(0, -2), self.lora_A).view(*x.shape[:-1], sum(self.ranks))
+        down = linear(x.flatten(0, -2), self.lora_A).view(*x.shape[:-1], sum(self.ranks))
         weights = self._column_weights(gates).to(down.dtype)
         # In place only where the gradient does not ask what was there.
         down = down * weights if torch.is_grad_enabled() else down.mul_(weights)
