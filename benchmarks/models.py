@@ -1,7 +1,8 @@
 """Models with random weights in the real shapes, with our experts or a peer's of the same weights.
 
 Peers' expert layers are put into the backbone that runs ours: what surrounds them is the same code,
-and only the expert layers differ.
+and only the expert layers differ. PEFT and X-LoRA call the base's layer and have its quick products
+(`espnet_moe/linear.py`), too; loralib has a layer of its own.
 """
 
 import copy

@@ -190,7 +190,10 @@ class DecoderState:
         return self.self_keys[layer][:, :, :new], self.self_values[layer][:, :, :new]
 
     def select_rows(self, rows: torch.Tensor) -> None:
-        """Reorder or drop rows ``(n,)``, no more than there are, of what belongs to a row."""
+        """Reorder or drop rows ``(n,)``, no more than there are, of what belongs to a row.
+
+        In place: the room of rows that leave stays with those that go on.
+        """
         # What is not filled yet, mostly nearly all of the room, needs no copy.
         for caches in (self.self_keys, self.self_values):
             for i, cache in enumerate(caches):

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 
 from espnet_moe.errors import UserError
 from espnet_moe.experts.expert_set import ExpertSet, LoRAOptions, find_targets
 from espnet_moe.experts.gates import Gates, use_gates
+from espnet_moe.linear import FewRowsLinear
 from samples import TEXTS
 
 SECONDS = [2.9, 1.3, 0.05]
@@ -187,6 +189,13 @@ def test_cached_steps_equal_forward_one_step(make_owsm, speech, beams):
                 if n >= 4:
                     ours = found[n - 4][row].log_softmax(-1)
                     torch.testing.assert_close(ours, theirs[0], atol=1e-4, rtol=0)
+
+
+def test_the_decoder_has_quick_products_and_the_encoder_its_own(make_owsm):
+    backbone = make_owsm()
+    for part, kind in ((backbone.s2t.decoder, FewRowsLinear), (backbone.s2t.encoder, nn.Linear)):
+        linear = [m for m in part.modules() if isinstance(m, nn.Linear)]
+        assert linear and {type(m) for m in linear} == {kind}
 
 
 def test_rows_reordered_as_beams(make_owsm, speech):

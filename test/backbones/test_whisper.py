@@ -127,6 +127,7 @@ def test_only_what_is_filled_is_read_or_copied(backbone, batch_of):
         got = backbone.step(history[:, -1:], state)
         want = backbone.decode(history, Encoded(encoded.hidden[rows], encoded.lengths[rows]))
         torch.testing.assert_close(got, want[:, -1], rtol=0, atol=1e-4)
+    assert all(x.is_contiguous() for x in [*state.cross_keys, *state.cross_values])
     kept = [*state.self_keys, *state.self_values]
     assert [k.data_ptr() for k in kept] == [r.data_ptr() for r in rooms]
     assert all(room[:, :, 6:].isnan().all() for room in rooms)

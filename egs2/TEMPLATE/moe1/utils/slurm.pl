@@ -167,11 +167,15 @@ if [ -z "${status:-}" ]; then
         [ "$code" = 127 ] && [ -n "${status:-}" ] || status=$code
         [ -n "$interrupted" ] && [ "$code" -gt 127 ] || break
     done
-    # SLURM signals one process after the other: the command may have ended of it before this script
-    # hears of it.
-    case ${caught:-none}.$status in
-        none.143 | none."$again") sleep 3 & wait $! ;;
-    esac
+    elapsed=$((SECONDS - started))
+    # SLURM signals one process after the other: the command may have ended of it, in its own way,
+    # before this script hears of it.
+    if [ "$status" != 0 ] && [ -z "$caught" ]; then
+        sleep 2 &
+        nap=$!
+        wait "$nap"
+        kill "$nap" 2>/dev/null
+    fi
 fi
 case $caught in
     USR1) reason="the time limit is near (USR1)" ;;
@@ -186,7 +190,7 @@ fi
 [ -z "$caught" ] || echo "# $reason" >>"$log"
 # Only SLURM knows whether that was the end; slurm.pl asks it.
 [ "$caught" != TERM ] || [ "$status" = 0 ] || wait=
-echo "# Finished at $(date) with status $status, elapsed time $((SECONDS - started)) seconds" >>"$log"
+echo "# Finished at $(date) with status $status, elapsed time ${elapsed:-0} seconds" >>"$log"
 [ -z "$wait" ] || { echo "$status" >"$sync.new" && mv "$sync.new" "$sync"; }
 exit "$status"
 TAIL
