@@ -45,6 +45,7 @@ from espnet_moe.training_data import (
     read_lengths,
     text_room,
 )
+from espnet_moe.vtlp import VTLPSpecAug
 
 # The one place where ESPnet looks schedulers up; children of DDP import this module again.
 abs_task.scheduler_classes["linearwarmupdecay"] = LinearWarmupDecay
@@ -60,7 +61,11 @@ router_choices = ClassChoices(
     "router", {"oracle": OracleRouter, **known_networks()}, default="oracle"
 )
 specaug_choices = ClassChoices(
-    "specaug", {"specaug": SpecAug}, type_check=AbsSpecAug, default=None, optional=True
+    "specaug",
+    {"specaug": SpecAug, "vtlp": VTLPSpecAug},
+    type_check=AbsSpecAug,
+    default=None,
+    optional=True,
 )
 model_choices = ClassChoices(
     "model", {"moe": ESPnetMoEModel}, type_check=AbsESPnetModel, default="moe"
@@ -146,7 +151,8 @@ class MoETask(AbsTask):
             problems.append(f"--ngpu {args.ngpu} needs --multiprocessing_distributed true")
         problems += _scheduler_problems(args)
         if args.specaug is not None:
-            problems += _unknown_keys(SpecAug, args.specaug_conf, "specaug_conf")
+            kind = specaug_choices.get_class(args.specaug)
+            problems += _unknown_keys(kind, args.specaug_conf, "specaug_conf")
         if args.precision == "fp16" and args.ngpu == 0:
             problems.append("--precision fp16 needs a GPU (--ngpu 1); on a CPU use fp32 or bf16")
         if args.use_amp:
@@ -226,7 +232,7 @@ class MoETask(AbsTask):
         conf = build_options(
             backbone_choices.get_class(args.backbone), args.backbone_conf, "backbone_conf"
         )
-        legal = {"label_smoothing"}
+        legal = {"label_smoothing"} | ({"replay"} if args.phase == "router" else set())
         if unknown := sorted(set(args.model_conf) - legal):
             raise ConfigError(f"model_conf: unknown key(s) {unknown}; legal keys: {sorted(legal)}")
         router_options = build_options(

@@ -132,8 +132,9 @@ def short_help(description: str | None) -> str:
     group.add_argument("--expert_conf", help="of that kind: targets, where, first_layer, rank, ...")
     group.add_argument("--router", help=f"{', '.join(ROUTERS)}, or an extension's")
     group.add_argument("--router_conf", help="of that router: layer, level, hidden, dropout, ...")
-    group.add_argument("--specaug", help="specaug: SpecAugment; its options are --specaug_conf")
-    group.add_argument("--model_conf", help="label_smoothing=0.1")
+    group.add_argument("--specaug", help="specaug: SpecAugment, or vtlp: of other voices")
+    group.add_argument("--specaug_conf", help="of it: freq_mask_width_range, vtlp_range, ...")
+    group.add_argument("--model_conf", help="label_smoothing=0.1; replay=3 of a router")
     trainer = parser.add_argument_group("ESPnet's trainer")
     for name, text in ESPNET.items():
         trainer.add_argument(f"--{name}", help=text)

@@ -133,6 +133,46 @@ def test_labels_fit_the_encoders_frames():
     assert fit_frames(labels, 5).tolist() == [[3, 4, 5, 5, 5]]
 
 
+def test_replay_learns_from_batches_before(backbone, batch):
+    """The second step's loss: the mean of its own, and of the first batch's as often as asked."""
+    whole = AugmentOptions(crop_share=0.0)
+    model = make_model(backbone, replay=2, augment=whole).train()
+    twin = make_model(backbone, augment=whole).train()
+    earlier = {k: v[:3] for k, v in batch.items()}
+    later = {k: v[2:] for k, v in batch.items()}
+    first, second = (twin(**b)[0].item() for b in (earlier, later))
+    assert model(**earlier)[0].item() == first
+    loss, stats, weight = model(**later)
+    # The frames that are kept have half the precision.
+    assert loss.item() == pytest.approx((second + 2 * first) / 3, rel=1e-3)
+    assert stats["loss"].item() == loss.item() and weight.item() == 2
+    loss.backward()
+    touched = {n for n, p in model.named_parameters() if p.grad is not None}
+    assert touched == {n for n, _ in model.named_parameters() if n.startswith("router.")}
+    assert model.eval()(**later)[0].item() == second
+    assert model.train()(**later)[0].item() == second, "a new epoch starts without the last one's"
+
+
+def test_replay_keeps_the_labels_of_joined_frames_and_memberships(backbone, batch):
+    for level, experts in (("frame", ("hi", "it", "pa")), ("utterance", ("c0", "c1"))):
+        whole = AugmentOptions(crop_share=0.0, splice_share=0.0)
+        options = {"level": level, "experts": experts, "augment": whole}
+        model = make_model(backbone, replay=1, **options).train()
+        twin = make_model(backbone, **options).train()
+        more = {"weight": torch.tensor([[1.0], [0.5], [2.0], [0.0]])}
+        if len(experts) == 2:
+            more["memberships"] = torch.tensor([[1.0, 0.0], [0.2, 0.6], [0.0, 2.0], [0.5, 0.5]])
+        wanted = twin(**batch, **more)[0].item()
+        model(**batch, **more)
+        assert model(**batch, **more)[0].item() == pytest.approx(wanted, rel=1e-3)
+
+
+@pytest.mark.parametrize("replay", [-1, 1.5])
+def test_wrong_replay(backbone, replay):
+    with pytest.raises(ConfigError, match=f"replay is a whole number from 0 on, not {replay}"):
+        make_model(backbone, replay=replay)
+
+
 def test_wrong_augmentation():
     with pytest.raises(ConfigError, match=r"crop_share is in \[0, 1\], not 2.*splice_seconds"):
         AugmentOptions(crop_share=2.0, splice_seconds=(3.0, 1.0))
@@ -203,6 +243,13 @@ def test_training_writes_a_router(router_args, make_backbone, tmp_path, capsys):
 
 def test_resumed_equals_uninterrupted(router_args, tmp_path):
     more = ["--keep_nbest_models", "9", "--speed_perturb", "0.9", "1.1"]
+    more += ["--model_conf", "replay=2", "--specaug", "vtlp"]
+    more += [
+        "--specaug_conf",
+        "apply_time_warp=false",
+        "--specaug_conf",
+        "time_mask_width_range=[0,4]",
+    ]
     command.main(router_args(tmp_path / "one", *more, "--max_epoch", "3"))
     command.main(router_args(tmp_path / "two", *more, "--max_epoch", "1"))
     command.main(router_args(tmp_path / "two", *more, "--max_epoch", "3"))

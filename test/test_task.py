@@ -33,7 +33,13 @@ def refused(args, match, error=UserError):
         (["--expert_conf", "targets=[query]"], "no linear layer is named query; targets.*q_proj"),
         (["--router_conf", "k=1"], r"router_conf: unknown key\(s\) k"),
         (["--model_conf", "smooth=1"], "model_conf: unknown key.*smooth.*label_smoothing"),
+        (["--model_conf", "replay=3"], "model_conf: unknown key.*replay"),  # of a router only
         (["--specaug", "specaug", "--specaug_conf", "colour=1"], "specaug_conf.*colour"),
+        (["--specaug", "specaug", "--specaug_conf", "vtlp_range=0.2"], "specaug_conf.*vtlp_range"),
+        (
+            ["--specaug", "vtlp", "--specaug_conf", "vtlp_range=2"],
+            r"vtlp_range is in \[0, 1\), not",
+        ),
         (["--optim_conf", "speed=1"], "optim_conf.*speed"),
         (["--scheduler_conf", "speed=1"], "scheduler_conf.*speed"),
         (["--scheduler_conf", "warmup_steps=20"], "warmup_steps 20 is not in 0..total_steps - 1"),

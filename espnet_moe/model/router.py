@@ -1,7 +1,8 @@
 """The model of phase ``router``: only the lower encoder layers run, and a router on top of them."""
 
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from espnet_moe.routing.augment import crop, splice
 from espnet_moe.routing.losses import IGNORE, cross_entropy
 from espnet_moe.routing.pooling import valid_frames
 from espnet_moe.routing.routers import Routed, Router
+
+REPLAYED = 100  # batches that are kept for it
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,34 @@ class LanguageIndex(nn.Module):
         return numbers
 
 
+@dataclass(frozen=True)
+class Heard:
+    """A batch as the router heard it: states of the frozen encoder, and the targets.
+
+    Attributes:
+        frames: ``(batch, frames, dim)``.
+        spoken: ``(batch,)`` valid frames.
+        languages: ``(batch,)`` in the router's order.
+        memberships: ``(batch, experts)`` or ``None``.
+        weight: ``(batch, 1)`` or ``None``.
+        rows: ``(batch, frames)`` as :func:`routing_loss` takes them, or ``None``.
+    """
+
+    frames: torch.Tensor
+    spoken: torch.Tensor
+    languages: torch.Tensor
+    memberships: torch.Tensor | None
+    weight: torch.Tensor | None
+    rows: torch.Tensor | None
+
+
 class RouterModel(TrainedModel):
     """A router on frozen encoder layers, trained to tell languages and experts.
+
+    The encoder costs ten times and more what the router costs. With ``replay`` each step learns
+    from batches before as well, whose frames are kept in half precision: a hundred of them at most,
+    of this epoch only. (An epoch that is resumed from within has none of those before, and then
+    differs in what it hears again.)
 
     Args:
         backbone: The foundation model, without experts.
@@ -92,6 +121,10 @@ class RouterModel(TrainedModel):
         augment: What happens to the speech in training.
         label_smoothing: Of the cross-entropy in training, in [0, 1).
         precision: ``fp32``, ``bf16`` or ``fp16`` arithmetic of the encoder.
+        replay: Batches before, drawn at random, that a step learns from besides its own.
+
+    Raises:
+        ConfigError: For a ``replay`` that is no whole number from 0 on.
     """
 
     def __init__(
@@ -102,8 +135,13 @@ class RouterModel(TrainedModel):
         augment: AugmentOptions | None = None,
         label_smoothing: float = 0.0,
         precision: str = "fp32",
+        replay: int = 0,
     ) -> None:
         super().__init__(backbone, label_smoothing, precision)
+        if not isinstance(replay, int) or replay < 0:
+            raise ConfigError(f"model_conf: replay is a whole number from 0 on, not {replay}")
+        self.replay = replay
+        self.heard: deque[Heard] = deque(maxlen=REPLAYED)
         self.experts = None
         self.router = router
         self.specaug = specaug
@@ -141,6 +179,9 @@ class RouterModel(TrainedModel):
         loss, stats = routing_loss(
             routed, lower.spoken, languages, memberships, weight, self.smoothing or 0.0, rows
         )
+        if self.training and self.replay:
+            now = Heard(lower.hidden, lower.spoken, languages, memberships, weight, rows)
+            loss = self._with_replay(loss, now)
         stats = {"loss": loss.detach(), **stats}
         gathered: tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]
         gathered = force_gatherable((loss, stats, speech.size(0)), loss.device)
@@ -150,6 +191,8 @@ class RouterModel(TrainedModel):
         """Training mode for the router; the frozen layers below it stay without dropout."""
         super().train(mode)
         self.backbone.eval()
+        if not mode:
+            self.heard.clear()
         return self
 
     def route(self, speech: torch.Tensor, lengths: torch.Tensor) -> tuple[Routed, Encoded]:
@@ -158,6 +201,21 @@ class RouterModel(TrainedModel):
         with torch.no_grad(), self.autocast(speech.device):
             lower = self.backbone.encode_lower(speech, lengths, self.router.layer, augment)
         return self.router(lower.hidden, lower.spoken), lower
+
+    def _with_replay(self, loss: torch.Tensor, now: Heard) -> torch.Tensor:
+        """The mean of a batch's loss and those of earlier ones; the batch is kept in turn."""
+        draw = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+        chosen = (
+            torch.randint(len(self.heard), (self.replay,), generator=draw) if self.heard else ()
+        )
+        losses = [loss]
+        for number in map(int, chosen):
+            then = self.heard[number]
+            routed = self.router(then.frames, then.spoken)
+            targets = (then.languages, then.memberships, then.weight, self.smoothing or 0.0)
+            losses.append(routing_loss(routed, then.spoken, *targets, then.rows)[0])
+        self.heard.append(replace(now, frames=now.frames.detach().to(torch.bfloat16)))
+        return torch.stack(losses).mean()
 
     def _augment(
         self, speech: torch.Tensor, lengths: torch.Tensor
