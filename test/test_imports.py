@@ -25,6 +25,7 @@ ROWS = [
     {
         "preprocessing",
         "schedulers",
+        "vtlp",
         "training_options",
         "training_setup",
         "model_building",
@@ -39,7 +40,7 @@ ROWS = [
 NO_MODEL = {"data", "scoring", "report", "stamps"}
 MODEL_PARTS = {"backbones", "experts", "routing", "model", "task", "trainer", "decoding"}
 ESPNET_ONLY_IN = {
-    *("model", "task", "trainer", "packing", "preprocessing", "schedulers", "backbones"),
+    *("model", "task", "trainer", "packing", "preprocessing", "schedulers", "vtlp", "backbones"),
     "training_options",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
