@@ -153,18 +153,30 @@ def test_replay_learns_from_batches_before(backbone, batch):
     assert model.train()(**later)[0].item() == second, "a new epoch starts without the last one's"
 
 
-def test_replay_keeps_the_labels_of_joined_frames_and_memberships(backbone, batch):
-    for level, experts in (("frame", ("hi", "it", "pa")), ("utterance", ("c0", "c1"))):
-        whole = AugmentOptions(crop_share=0.0, splice_share=0.0)
-        options = {"level": level, "experts": experts, "augment": whole}
-        model = make_model(backbone, replay=1, **options).train()
-        twin = make_model(backbone, **options).train()
-        more = {"weight": torch.tensor([[1.0], [0.5], [2.0], [0.0]])}
-        if len(experts) == 2:
-            more["memberships"] = torch.tensor([[1.0, 0.0], [0.2, 0.6], [0.0, 2.0], [0.5, 0.5]])
-        wanted = twin(**batch, **more)[0].item()
-        model(**batch, **more)
-        assert model(**batch, **more)[0].item() == pytest.approx(wanted, rel=1e-3)
+@pytest.mark.parametrize("context", ["variable", "padded"])
+@pytest.mark.parametrize(
+    ("level", "experts"), [("frame", ("hi", "it", "pa")), ("utterance", ("c0", "c1"))]
+)
+def test_replay_keeps_what_belongs_to_the_frames(make_backbone, batch, context, level, experts):
+    """Labels of joined frames, memberships, weights; and no frame that is padding in every row."""
+    augment = AugmentOptions(
+        crop_share=1.0, crop_seconds=(0.2, 0.4), splice_share=1.0, splice_seconds=(0.1, 0.3)
+    )
+    options = {"level": level, "experts": experts, "augment": augment}
+    model = make_model(make_backbone(context), replay=1, **options).train()
+    twin = make_model(make_backbone(context), **options).train()
+    batch["weight"] = torch.tensor([[1.0], [0.5], [2.0], [0.0]])
+    if level == "utterance":
+        batch["memberships"] = torch.tensor([[1.0, 0.0], [0.2, 0.6], [0.0, 2.0], [0.5, 0.5]])
+    losses = []
+    for seed, one in ((0, twin), (1, twin), (0, model), (1, model)):
+        torch.manual_seed(seed)
+        losses.append(one(**batch)[0].item())
+    assert losses[0] != losses[1] and losses[2] == losses[0]
+    assert losses[3] == pytest.approx((losses[1] + losses[0]) / 2, rel=1e-3)
+    for kept in model.heard:
+        assert kept.frames.size(1) == kept.spoken.max() < 100
+        assert kept.frames.untyped_storage().nbytes() == 2 * kept.frames.numel()
 
 
 @pytest.mark.parametrize("replay", [-1, 1.5])
@@ -244,12 +256,8 @@ def test_training_writes_a_router(router_args, make_backbone, tmp_path, capsys):
 def test_resumed_equals_uninterrupted(router_args, tmp_path):
     more = ["--keep_nbest_models", "9", "--speed_perturb", "0.9", "1.1"]
     more += ["--model_conf", "replay=2", "--specaug", "vtlp"]
-    more += [
-        "--specaug_conf",
-        "apply_time_warp=false",
-        "--specaug_conf",
-        "time_mask_width_range=[0,4]",
-    ]
+    for option in ("apply_time_warp=false", "time_mask_width_range=[0,4]"):
+        more += ["--specaug_conf", option]
     command.main(router_args(tmp_path / "one", *more, "--max_epoch", "3"))
     command.main(router_args(tmp_path / "two", *more, "--max_epoch", "1"))
     command.main(router_args(tmp_path / "two", *more, "--max_epoch", "3"))

@@ -1,5 +1,7 @@
 """SpecAugment of other voices: what it changes, and what it leaves."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +36,10 @@ def test_stretch_reads_between_the_bins(features):
 
 
 def test_without_other_voices_it_is_espnets(features):
+    own, espnets = (inspect.signature(kind).parameters for kind in (VTLPSpecAug, SpecAug))
+    assert {name: own[name].default for name in espnets} == {
+        name: option.default for name, option in espnets.items()
+    }
     lengths = torch.tensor([25, 20, 9, 25])
     torch.manual_seed(5)
     wanted = SpecAug(**MASKS)(features.clone(), lengths)[0]

@@ -110,9 +110,9 @@ class RouterModel(TrainedModel):
     """A router on frozen encoder layers, trained to tell languages and experts.
 
     The encoder costs ten times and more what the router costs. With ``replay`` each step learns
-    from batches before as well, whose frames are kept in half precision: a hundred of them at most,
-    of this epoch only. (An epoch that is resumed from within has none of those before, and then
-    differs in what it hears again.)
+    from batches before as well, whose spoken frames are kept in half precision: a hundred of them
+    at most, of this epoch only. (An epoch that is resumed from within has none of those before, and
+    then differs in what it hears again.)
 
     Args:
         backbone: The foundation model, without experts.
@@ -214,7 +214,11 @@ class RouterModel(TrainedModel):
             routed = self.router(then.frames, then.spoken)
             targets = (then.languages, then.memberships, then.weight, self.smoothing or 0.0)
             losses.append(routing_loss(routed, then.spoken, *targets, then.rows)[0])
-        self.heard.append(replace(now, frames=now.frames.detach().to(torch.bfloat16)))
+        # What is padding in every row (most of it, with 30 s for each) would be kept for nothing.
+        spoken = int(now.spoken.max())
+        kept = now.frames[:, :spoken].detach().to(torch.bfloat16, copy=True)
+        rows = None if now.rows is None else now.rows[:, :spoken]
+        self.heard.append(replace(now, frames=kept, rows=rows))
         return torch.stack(losses).mean()
 
     def _augment(
