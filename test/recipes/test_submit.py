@@ -40,13 +40,20 @@ class Submitted(Recipe):
 
     def wait(self) -> None:
         """Until no job is left."""
-        self.wait_for(lambda: not self.do("squeue", "-h").stdout.strip())
+        self.wait_for(lambda: not self.jobs())
 
     def wait_for(self, happened: Callable[[], bool]) -> None:
-        until = time.monotonic() + 200
+        """However slow the machine: only a queue that stands still for 200 s is given up."""
+        before, until = "", time.monotonic() + 200
         while not happened():
+            if (now := self.jobs()) != before:
+                before, until = now, time.monotonic() + 200
             assert time.monotonic() < until, self.do("squeue").stdout
             time.sleep(0.3)
+
+    def jobs(self) -> str:
+        """Number, state and cause of waiting of each."""
+        return self.do("squeue", "--noheader", "--format", "%i %T %r").stdout
 
 
 @pytest.fixture
