@@ -18,6 +18,7 @@ from espnet_moe.files import whole_folder
 from espnet_moe.model import FineTunedModel, JointModel, RouterModel
 from espnet_moe.provenance import commit, data_digest
 from espnet_moe.router_report import decide, figures
+from espnet_moe.routing.calibration import Calibration
 from espnet_moe.routing.router_files import save_router
 from espnet_moe.task import MoETask
 
@@ -94,9 +95,10 @@ def _save_base(
 
 
 def _calibrate(args: argparse.Namespace, model: RouterModel | JointModel) -> dict[str, Any]:
-    """Set the temperature of a router's heads by the validation set, and measure them there.
+    """Calibrate a router's heads by the validation set, and measure them there.
 
-    The router of a joint training keeps 1: its experts have learnt with those gates.
+    The router of a joint training with soft gates stays as it is: its experts have learnt with
+    those gates. Straight through, they have learnt with the likeliest expert's alone.
     """
     model.to("cuda" if args.ngpu > 0 else "cpu")
     batches = MoETask.build_streaming_iterator(
@@ -110,25 +112,29 @@ def _calibrate(args: argparse.Namespace, model: RouterModel | JointModel) -> dic
         ngpu=args.ngpu,
     )
     experts, languages = decide(model, batches)
-    temperature = of_languages = 1.0
-    if isinstance(model, RouterModel):
-        temperature, of_languages = experts.fit(), languages.fit()
-        model.router.set_temperatures(temperature, of_languages)
+    router = model.router
+    own, of_languages = (
+        Calibration.none(len(router.experts)),
+        Calibration.none(len(router.languages)),
+    )
+    if isinstance(model, RouterModel) or model.joint.gating == "straight_through":
+        own, of_languages = experts.fit(), languages.fit()
+        router.calibrate(own, of_languages)
     model.to("cpu")
-    found = {"language": figures(languages, of_languages, model.router.languages)}
-    if model.router.experts != model.router.languages:
-        found["expert"] = figures(experts, temperature, model.router.experts)
+    found = {"language": figures(languages, of_languages, router.languages)}
+    if router.experts != router.languages:
+        found["expert"] = figures(experts, own, router.experts)
     for head, values in found.items():
         if values:
             logging.info(
-                "router on %s: %s accuracy %.2f %%, calibration error %.4f, before %.4f",
+                "router on %s: %s accuracy %.2f %% (%.2f %% before calibration), calibration "
+                "error %.4f (%.4f)",
                 args.valid_dir,
                 head,
-                values["accuracy"],
-                values["ece"],
-                values["ece_before"],
+                *(values[key] for key in ("accuracy", "accuracy_before", "ece", "ece_before")),
             )
-    return {"temperature": round(temperature, 4), **found}
+    bias = {name: round(float(b), 4) for name, b in zip(router.experts, own.bias, strict=True)}
+    return {"temperature": round(own.temperature, 4), "bias": bias, **found}
 
 
 def _languages(folder: Path) -> list[str]:

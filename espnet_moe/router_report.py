@@ -1,4 +1,4 @@
-"""How well a trained router decides on a set: temperature, accuracy, confusion, calibration."""
+"""How well a trained router decides on a set: calibration, accuracy, confusion."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from espnet_moe.model import JointModel, RouterModel
-from espnet_moe.routing.calibration import fit_temperature
+from espnet_moe.routing.calibration import Calibration, fit_calibration
 
 BINS = 15  # of the calibration error, as in Guo et al. 2017
 
@@ -25,15 +25,14 @@ class Decisions:
     logits: list[torch.Tensor]
     targets: torch.Tensor
 
-    def posteriors(self, temperature: float = 1.0) -> torch.Tensor:
+    def posteriors(self, calibration: Calibration) -> torch.Tensor:
         """``(utterances, classes)``, at frame level the mean over the frames."""
-        return torch.stack([(x / temperature).softmax(-1).mean(0) for x in self.logits])
+        return torch.stack([calibration(x).softmax(-1).mean(0) for x in self.logits])
 
-    def fit(self) -> float:
-        """The temperature that fits best (Guo et al., arXiv:1706.04599)."""
-        known = [(x, t) for x, t in zip(self.logits, self.targets.tolist(), strict=True) if t >= 0]
-        targets = torch.cat([torch.full((len(x),), t) for x, t in known])
-        return fit_temperature(torch.cat([x for x, _ in known]), targets)
+    def fit(self) -> Calibration:
+        """The calibration that fits best."""
+        targets = [t.expand(len(x)) for x, t in zip(self.logits, self.targets, strict=True)]
+        return fit_calibration(torch.cat(self.logits), torch.cat(targets))
 
 
 @torch.no_grad()
@@ -76,23 +75,26 @@ def decide(
     return Decisions(found[0], torch.cat(targets[0])), Decisions(found[1], torch.cat(targets[1]))
 
 
-def figures(decisions: Decisions, temperature: float, classes: Sequence[str]) -> dict[str, Any]:
-    """Accuracy in percent, confusion, and calibration error before and after the temperature.
+def figures(
+    decisions: Decisions, calibration: Calibration, classes: Sequence[str]
+) -> dict[str, Any]:
+    """Accuracy in percent and calibration error, before and after calibration, and confusion.
 
     Args:
         decisions: Of one head.
-        temperature: Of this head, that the router is saved with.
+        calibration: Of this head, that the router is saved with.
         classes: Their names.
 
     Returns:
-        ``utterances``, ``accuracy``, ``ece_before``, ``ece`` and ``confusion`` (true class →
-        decided class → utterances); nothing where no class is known.
+        ``utterances``, ``accuracy_before``, ``accuracy``, ``ece_before``, ``ece`` and ``confusion``
+        (true class → decided class → utterances); nothing where no class is known.
     """
     known = decisions.targets >= 0
     if not bool(known.any()):
         return {}
     targets = decisions.targets[known]
-    before, after = (decisions.posteriors(t)[known] for t in (1.0, temperature))
+    none = Calibration.none(len(classes))
+    before, after = (decisions.posteriors(c)[known] for c in (none, calibration))
     decided = after.argmax(-1)
     confusion = {
         name: {
@@ -102,11 +104,16 @@ def figures(decisions: Decisions, temperature: float, classes: Sequence[str]) ->
     }
     return {
         "utterances": len(targets),
-        "accuracy": round(100.0 * float((decided == targets).float().mean()), 3),
+        "accuracy_before": _accuracy(before, targets),
+        "accuracy": _accuracy(after, targets),
         "ece_before": round(calibration_error(before, targets), 5),
         "ece": round(calibration_error(after, targets), 5),
         "confusion": confusion,
     }
+
+
+def _accuracy(posteriors: torch.Tensor, targets: torch.Tensor) -> float:
+    return round(100.0 * float((posteriors.argmax(-1) == targets).float().mean()), 3)
 
 
 def calibration_error(posteriors: torch.Tensor, targets: torch.Tensor) -> float:

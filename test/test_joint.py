@@ -280,6 +280,15 @@ def test_an_expert_starts_from_another_languages(joint, tmp_path):
         command.main(joint(tmp_path / "o", *words, "--expert_conf", "rank=8", phase="expert"))
 
 
+def test_a_router_is_calibrated_where_experts_learnt_alone(joint, tmp_path):
+    """Not where they have learnt with its gates (the test below)."""
+    command.main(joint(tmp_path / "out", *joint.warm, "--joint_conf", "gating=straight_through"))
+    manifest = json.loads((tmp_path / "out" / "router" / "router.json").read_text())
+    metrics = manifest["facts"]["metrics"]
+    assert manifest["temperature"] == pytest.approx(metrics["temperature"], abs=1e-3) != 1.0
+    assert any(metrics["bias"].values())
+
+
 def test_training_writes_experts_and_router(joint, tmp_path, capsys):
     more = ["--router_lr", "0.001", "--max_epoch", "2", "--joint_conf", "usage_interval=2"]
     command.main(joint(tmp_path / "out", *joint.warm, *more))

@@ -13,6 +13,7 @@ from espnet_moe.errors import UserError
 from espnet_moe.model import AugmentOptions, RouterModel
 from espnet_moe.model.router import fit_frames
 from espnet_moe.router_report import Decisions, calibration_error, figures
+from espnet_moe.routing.calibration import Calibration
 from espnet_moe.routing.router_files import load_router
 from espnet_moe.routing.routers import NETWORKS, Router
 
@@ -207,10 +208,15 @@ def test_calibration_error_against_numpy():
 def test_figures_by_hand():
     logits = [torch.tensor([[4.0, 0.0]]), torch.tensor([[0.0, 4.0], [0.0, 2.0]])]
     logits += [torch.tensor([[2.0, 0.0]]), torch.tensor([[9.0, 0.0]])]
-    found = figures(Decisions(logits, torch.tensor([0, 1, 1, -1])), 2.0, ["a", "b"])
+    calibration = Calibration(2.0, torch.zeros(2))
+    found = figures(Decisions(logits, torch.tensor([0, 1, 1, -1])), calibration, ["a", "b"])
+    assert found["accuracy_before"] == found["accuracy"]
     assert found["accuracy"] == pytest.approx(200 / 3, abs=1e-3) and found["utterances"] == 3
     assert found["confusion"] == {"a": {"a": 1, "b": 0}, "b": {"a": 1, "b": 1}}
-    assert figures(Decisions(logits, torch.full((4,), -1)), 2.0, ["a", "b"]) == {}
+    biased = Calibration(2.0, torch.tensor([-0.6, 0.6]))  # of its own, 2 to 0 is 1 to 0 now
+    found = figures(Decisions(logits, torch.tensor([0, 1, 1, -1])), biased, ["a", "b"])
+    assert (found["accuracy_before"], found["accuracy"]) == (pytest.approx(66.667), 100.0)
+    assert figures(Decisions(logits, torch.full((4,), -1)), calibration, ["a", "b"]) == {}
 
 
 # -- the command line -----------------------------------------------------------------------------
@@ -247,10 +253,15 @@ def test_training_writes_a_router(router_args, make_backbone, tmp_path, capsys):
     assert 0 <= language["ece"] <= 1 and "collapsed" not in facts
     router = load_router(tmp_path / "out" / "router", make_backbone().digest())
     assert router.experts == ("hi", "it", "pa") and router.layer == 1
-    assert router.temperature.item() == pytest.approx(facts["metrics"]["temperature"], abs=1e-3)
+    temperature, bias = (facts["metrics"][key] for key in ("temperature", "bias"))
+    assert router.temperature.item() == pytest.approx(temperature, abs=1e-3)
     best = torch.load(tmp_path / "out" / "valid.loss.best.pth", weights_only=True)
     for name, value in router.named_parameters():
-        assert torch.equal(value, best[f"router.{name}"]), name
+        added = torch.zeros_like(value)
+        if name == "expert_head.bias":
+            added = router.temperature * torch.tensor([bias[code] for code in router.experts])
+            assert added.abs().max() > 0
+        torch.testing.assert_close(value, best[f"router.{name}"] + added, atol=1e-3, rtol=0)
 
 
 def test_resumed_equals_uninterrupted(router_args, tmp_path):

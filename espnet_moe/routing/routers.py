@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from espnet_moe.errors import UserError
+from espnet_moe.routing.calibration import Calibration
 from espnet_moe.routing.networks import NETWORKS, RouterOptions, network_of
 
 __all__ = ["NETWORKS", "Routed", "Router", "RouterOptions", "restrict"]
@@ -78,6 +79,20 @@ class Router(nn.Module):
         """Set what the heads' logits are divided by; a single head follows ``experts``."""
         self.temperature.fill_(experts)
         self.language_temperature.fill_(experts if self.language_head is None else languages)
+
+    @torch.no_grad()
+    def calibrate(self, experts: Calibration, languages: Calibration) -> None:
+        """Set temperatures, and add biases to those that the heads have learnt.
+
+        Args:
+            experts: Fitted to the expert head's logits at temperature 1.
+            languages: To the language head's; unused where one head serves both.
+        """
+        self.set_temperatures(experts.temperature, languages.temperature)
+        heads = [(self.expert_head, experts)]
+        heads += [] if self.language_head is None else [(self.language_head, languages)]
+        for head, own in heads:
+            head.bias.add_(own.bias.to(head.bias), alpha=own.temperature)
 
     def forward(self, frames: torch.Tensor, lengths: torch.Tensor) -> Routed:
         """Route a batch; a row's logits do not depend on how far it was padded.

@@ -1,11 +1,21 @@
-"""Temperature: found where it is known, better calibrated, and always a number."""
+"""Calibration: found where it is known, better posteriors, and always a number."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 
-from espnet_moe.routing.calibration import fit_temperature
+from espnet_moe.routing.calibration import PENALTY, fit_calibration
+
+
+def draw(temperature: float, bias: list[float], rows: int = 20000):
+    """Logits that ``/ temperature + bias`` makes honest, with targets drawn so."""
+    generator = torch.Generator().manual_seed(0)
+    honest = 1.5 * torch.randn(rows, len(bias), generator=generator)
+    targets = torch.multinomial(honest.softmax(1), 1, generator=generator)[:, 0]
+    return (honest - torch.tensor(bias)) * temperature, targets
 
 
 def calibration_error(posteriors: torch.Tensor, targets: torch.Tensor) -> float:
@@ -19,26 +29,68 @@ def calibration_error(posteriors: torch.Tensor, targets: torch.Tensor) -> float:
     return total
 
 
-@pytest.mark.parametrize("true", [0.3, 1.0, 4.0])
-def test_finds_the_temperature_and_lowers_the_calibration_error(true: float) -> None:
-    draw = torch.Generator().manual_seed(0)
-    honest = 1.5 * torch.randn(20000, 4, generator=draw)
-    targets = torch.multinomial(honest.softmax(1), 1, generator=draw)[:, 0]
-    logits = true * honest
-    found = fit_temperature(logits, targets)
-    assert found == pytest.approx(true, rel=0.05)
-    after = calibration_error((logits / found).softmax(1), targets)
-    assert after < 0.02
-    if true != 1.0:
-        assert after < 0.3 * calibration_error(logits.softmax(1), targets)
-    soft = torch.nn.functional.one_hot(targets, 4)
-    assert fit_temperature(logits, soft) == pytest.approx(found)
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+def test_finds_what_was_done_to_honest_logits(temperature: float) -> None:
+    logits, targets = draw(temperature, [0.3, -0.1, 0.1, -0.3])
+    found = fit_calibration(logits, targets)
+    assert found.temperature == pytest.approx(temperature, rel=0.05)
+    # A little less than what is true: the penalty's doing.
+    assert found.bias.tolist() == pytest.approx([0.3, -0.1, 0.1, -0.3], abs=0.06)
+    before, after = logits.softmax(1), found(logits).softmax(1)
+    assert calibration_error(after, targets) < 0.02
+    assert calibration_error(after, targets) < calibration_error(before, targets)
+    right = (after.argmax(1) == targets).sum() - (before.argmax(1) == targets).sum()
+    assert right > 100
+
+
+def test_the_least_loss_against_another_search() -> None:
+    """Nelder and Mead, with no gradient, on the loss as the docstring has it."""
+    logits, targets = draw(2.0, [0.5, 0.0, -0.5], rows=90)
+    x, y = logits.double().numpy(), targets.numpy()
+
+    def loss(values: np.ndarray) -> float:
+        bias = values[1:] - values[1:].mean()
+        scaled = x / values[0] + bias
+        log = scaled - np.log(np.exp(scaled).sum(1, keepdims=True))
+        of_classes = [-log[y == c, c].mean() for c in range(3)]
+        return float(np.mean(of_classes) + PENALTY * (bias**2).sum())
+
+    wanted = minimize(loss, [1.0, 0, 0, 0], method="Nelder-Mead", options={"maxiter": 20000})
+    found = fit_calibration(logits, targets)
+    own = loss(np.array([found.temperature, *found.bias.tolist()]))
+    assert own <= wanted.fun + 1e-7
+    assert found.bias.sum().item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_class_counts_alike_however_frequent() -> None:
+    logits, targets = draw(1.5, [0.2, 0.0, -0.2], rows=300)
+    again = torch.cat([torch.arange(300), *[torch.nonzero(targets == 1)[:, 0]] * 9])
+    once, often = fit_calibration(logits, targets), fit_calibration(logits[again], targets[again])
+    assert often.temperature == pytest.approx(once.temperature, rel=1e-3)
+    torch.testing.assert_close(often.bias, once.bias, atol=1e-3, rtol=0)
+
+
+def test_a_class_that_is_not_there_is_left_alone() -> None:
+    logits, targets = draw(1.0, [0.4, -0.4, 0.0])
+    known = targets != 2
+    found = fit_calibration(logits[known], targets[known])
+    assert found.bias[2] == 0 and found.bias.sum().item() == pytest.approx(0, abs=1e-6)
+
+
+def test_few_utterances_move_little() -> None:
+    """Three mistakes of forty sure decisions, all one way."""
+    targets = torch.arange(40) % 2
+    logits = 4.0 * (2.0 * torch.nn.functional.one_hot(targets, 2) - 1)
+    logits[[0, 2, 4]] = -logits[[0, 2, 4]]
+    assert 0 < fit_calibration(logits, targets).bias.abs().max() < 1.0
 
 
 def test_ends_are_kept() -> None:
     logits = torch.tensor([[0.3, 0.0], [0.0, 0.3]])
-    assert fit_temperature(logits, torch.tensor([0, 1])) == pytest.approx(0.05, rel=1e-6)
-    assert fit_temperature(logits, torch.tensor([1, 0])) == pytest.approx(20.0, rel=1e-6)
+    coldest = fit_calibration(logits, torch.tensor([0, 1]))
+    hottest = fit_calibration(logits, torch.tensor([1, 0]))
+    assert coldest.temperature == pytest.approx(0.05, rel=1e-6)
+    assert hottest.temperature == pytest.approx(20.0, rel=1e-6)
 
 
 def test_always_a_number() -> None:
@@ -51,9 +103,12 @@ def test_always_a_number() -> None:
         (torch.tensor([[-inf, 0.0]]), torch.tensor([0])),
         (torch.randn(2, 1), torch.tensor([0, 0])),
     ):
-        assert fit_temperature(logits, targets) == 1.0
+        found = fit_calibration(logits, targets)
+        assert found.temperature == 1.0 and found.bias.abs().max() < 1e-6
     ruled_out = torch.tensor([[2.0, 0.0, -inf], [0.0, 2.0, -inf], [2.0, 0.0, -inf]])
     targets = torch.tensor([0, 1, 1])
-    expected = fit_temperature(ruled_out[:, :2], targets)
-    assert 0.05 < expected < 20
-    assert fit_temperature(ruled_out, targets) == pytest.approx(expected)
+    expected = fit_calibration(ruled_out[:, :2], targets)
+    found = fit_calibration(ruled_out, targets)
+    assert 0.05 < expected.temperature < 20
+    assert found.temperature == pytest.approx(expected.temperature)
+    assert found.bias[:2].tolist() == pytest.approx(expected.bias.tolist(), abs=1e-5)

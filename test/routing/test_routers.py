@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from espnet_moe.config import build_options
 from espnet_moe.errors import UserError
+from espnet_moe.routing.calibration import Calibration
 from espnet_moe.routing.routers import NETWORKS, Router, RouterOptions, restrict
 
 LANGUAGES = ("hi", "it", "te")
@@ -120,6 +121,23 @@ def test_two_heads_have_temperatures_of_their_own() -> None:
     trained, evaluated = router.train()(frames, lengths), router.eval()(frames, lengths)
     torch.testing.assert_close(trained.experts, 2 * evaluated.experts)
     torch.testing.assert_close(trained.languages, 0.5 * evaluated.languages)
+
+
+def test_calibrated_heads_give_calibrated_logits() -> None:
+    torch.manual_seed(0)
+    experts = Calibration(2.0, torch.tensor([0.3, -0.3]))
+    languages = Calibration(0.5, torch.tensor([0.1, 0.0, -0.1]))
+    frames, lengths = torch.randn(2, 5, 12), torch.tensor([5, 4])
+    router = Router(NETWORKS["linear"](), 12, ("c0", "c1"), ("hi", "it", "pa")).eval()
+    before = router(frames, lengths)
+    router.calibrate(experts, languages)
+    after = router(frames, lengths)
+    torch.testing.assert_close(after.experts, experts(before.experts))
+    torch.testing.assert_close(after.languages, languages(before.languages))
+    one_head = Router(NETWORKS["linear"](), 12, ("hi", "it", "pa"), ("hi", "it", "pa")).eval()
+    before = one_head(frames, lengths)
+    one_head.calibrate(languages, languages)
+    torch.testing.assert_close(one_head(frames, lengths).experts, languages(before.experts))
 
 
 def test_single_precision_under_autocast() -> None:
