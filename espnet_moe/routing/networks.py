@@ -297,11 +297,9 @@ class AttentivePooling(nn.Module):
     def forward(self, frames: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Features ``(batch, out_dim)``."""
         outside = ~valid_frames(lengths, frames.size(1)).unsqueeze(2)  # (batch, frames, 1)
-        x = self.norm(frames)
+        # Padding may hold anything, and what is not finite stays so under weight zero.
+        x = self.norm(frames.masked_fill(outside, 0.0))
         scores = self.scores(self.hidden(x).tanh_()).masked_fill_(outside, float("-inf"))
-        # Padding may hold anything, and what is not finite stays so under weight zero. (Inside a
-        # row it makes the weights themselves NaN: nothing is hidden.)
-        x = x.nan_to_num(0.0, 0.0, 0.0)
         means = scores.softmax(1).transpose(1, 2) @ x  # (batch, heads, dim)
         # The mean of values is the value of the mean: a projection a head, none a frame.
         weight = self.values.weight.unflatten(0, (self.heads, -1))  # (heads, channels, dim)

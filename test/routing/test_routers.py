@@ -103,8 +103,13 @@ def test_attentive_pooling_is_a_weighted_mean_of_values() -> None:
     pooling = make("attention", "utterance").eval().trunk
     frames = torch.randn(3, 9, 12)
     lengths = torch.tensor([9, 4, 1])
+    frames[1, 4:] = torch.nan  # padding may hold anything
+    trained = pooling(frames, lengths)
+    trained.sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in pooling.parameters())
     with torch.no_grad():
         found = pooling(frames, lengths)
+        torch.testing.assert_close(found, trained)
         for row, n, own in zip(frames, lengths.tolist(), found, strict=True):
             x = pooling.norm(row[:n])
             weights = pooling.scores(pooling.hidden(x).tanh()).softmax(0)  # (frames, heads)
