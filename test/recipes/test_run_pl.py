@@ -150,7 +150,7 @@ def quoted(word: str) -> str:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_everything(tmp_path: Path, number: signal.Signals) -> None:
-    script = "sleep 60 & echo $! >pid.JOB; wait"
+    script = "sleep 600 & echo $! >pid.JOB; wait"
     launcher = subprocess.Popen(
         [RUN_PL, "--max-jobs-run", "2", "JOB=1:3", "s.JOB.log", "bash", "-c", quoted(script)],
         cwd=tmp_path,
@@ -163,7 +163,7 @@ def test_signal_ends_everything(tmp_path: Path, number: signal.Signals) -> None:
     assert "ended by SIG" in launcher.communicate()[1]
     until = time.monotonic() + 50  # a killed process may take a moment on a busy machine
     while any(map(is_alive, pids)) and time.monotonic() < until:
-        pass
+        time.sleep(0.02)
     assert not any(map(is_alive, pids))
     assert not (tmp_path / "pid.3").exists()
     assert "# Ended (code 143)" in (tmp_path / "s.1.log").read_text()
@@ -190,13 +190,13 @@ def is_alive(pid: int) -> bool:
     [
         ("true", 75),  # the next run has less to do
         ("false", 1),  # a failure of its own is one
-        ("sleep 100", 1),  # killed like the other: a longer time is what helps
+        ("sleep 600", 1),  # killed like the other: a longer time is what helps
     ],
 )
 def test_the_time_limit_and_jobs_that_know_no_signals(
     tmp_path: Path, first: str, code: int
 ) -> None:
-    script = f"echo $$ >pid.JOB; if [ JOB = 1 ]; then exec {first}; else exec sleep 100; fi"
+    script = f"echo $$ >pid.JOB; if [ JOB = 1 ]; then exec {first}; else exec sleep 600; fi"
     words = ["bash", "-c", quoted(script)]
     launcher = subprocess.Popen(
         [RUN_PL, "--max-jobs-run", "2", "JOB=1:2", "k.JOB.log", *words],
@@ -206,15 +206,15 @@ def test_the_time_limit_and_jobs_that_know_no_signals(
     )
     pids = [wait_for_number(tmp_path / f"pid.{job}") for job in (1, 2)]
     until = time.monotonic() + 50
-    while first != "sleep 100" and "# Ended" not in (tmp_path / "k.1.log").read_text():
+    while first != "sleep 600" and "# Ended" not in (tmp_path / "k.1.log").read_text():
         assert time.monotonic() < until
         time.sleep(0.02)
-    sleeping = pids if first == "sleep 100" else pids[1:]
+    sleeping = pids if first == "sleep 600" else pids[1:]
     for process in (*sleeping, launcher.pid):  # as slurm.pl signals all that is below
         os.kill(process, signal.SIGUSR1)
     assert launcher.wait(timeout=50) == code
     said = launcher.communicate()[1]
-    assert ("another run would come no further" in said) == (first == "sleep 100")
+    assert ("another run would come no further" in said) == (first == "sleep 600")
 
 
 def test_the_time_limit_is_near(tmp_path: Path) -> None:

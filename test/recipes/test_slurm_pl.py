@@ -123,7 +123,7 @@ def test_an_array_of_twenty_four_at_a_time(cluster: Cluster) -> None:
 
 
 def test_a_cancelled_job(cluster: Cluster) -> None:
-    launcher = cluster.start("JOB=1:2", "c.JOB.log", "bash", "-c", "[ JOB = 1 ] || sleep 100")
+    launcher = cluster.start("JOB=1:2", "c.JOB.log", "bash", "-c", "[ JOB = 1 ] || sleep 600")
     cluster.do("scancel", cluster.job_of("c.2.log"))
     warned = launcher.communicate(timeout=90)[1]
     assert launcher.returncode == 1
@@ -133,7 +133,7 @@ def test_a_cancelled_job(cluster: Cluster) -> None:
 
 def test_a_command_that_hears_of_the_end_first(cluster: Cluster) -> None:
     """SLURM signals one process after the other, and the script is the last to hear of it."""
-    launcher = cluster.start("h.log", "echo", "$BASHPID", ">pid.h", "&&", "sleep", "100")
+    launcher = cluster.start("h.log", "echo", "$BASHPID", ">pid.h", "&&", "sleep", "600")
     cluster.job_of("h.log")
     file = cluster.folder / "pid.h"
     cluster.wait(lambda: file.exists() and file.read_text().strip())
@@ -150,7 +150,7 @@ def test_a_command_that_hears_of_the_end_first(cluster: Cluster) -> None:
 
 def test_a_killed_job(cluster: Cluster) -> None:
     """The job's script with all it has started: nobody is left to say how it ended."""
-    launcher = cluster.start("k.log", "echo", "$BASHPID", ">pid", "&&", "sleep", "100")
+    launcher = cluster.start("k.log", "echo", "$BASHPID", ">pid", "&&", "sleep", "600")
     job = cluster.job_of("k.log")
     child = cluster.folder / "pid"
     cluster.wait(lambda: child.exists() and child.read_text().strip())
@@ -180,7 +180,7 @@ def test_a_drained_node(cluster: Cluster) -> None:
         release.touch()
         assert first.wait(timeout=90) == 0
         cluster.wait(lambda: "PENDING" in cluster.do("squeue", "-ho", "%T"))
-        until = time.monotonic() + 20
+        until = time.monotonic() + 90
         while (q := cluster.do("squeue", "-ho", "%r")) in ("None", "Resources", "Priority"):
             assert time.monotonic() < until, q
             time.sleep(0.1)
@@ -196,7 +196,7 @@ def test_a_drained_node(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_cancels(cluster: Cluster, number: signal.Signals) -> None:
-    launcher = cluster.start("JOB=1:3", "s.JOB.log", "sleep", "100")
+    launcher = cluster.start("JOB=1:3", "s.JOB.log", "sleep", "600")
     cluster.job_of("s.1.log")
     launcher.send_signal(number)
     warned = launcher.communicate(timeout=90)[1]
@@ -267,7 +267,7 @@ def test_queued_again_after_a_signal(cluster: Cluster) -> None:
 
 def test_a_preempted_command_that_knows_no_signals(cluster: Cluster) -> None:
     """SLURM runs it again; that the first run was ended is no failure."""
-    script = "if [ -e seen ]; then echo again; else touch seen; exec sleep 100; fi"
+    script = "if [ -e seen ]; then echo again; else touch seen; exec sleep 600; fi"
     launcher = cluster.start("p.log", "bash", "-c", script)
     job = cluster.job_of("p.log")
     cluster.wait((cluster.folder / "seen").exists)
