@@ -297,8 +297,7 @@ class AttentivePooling(nn.Module):
     def forward(self, frames: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Features ``(batch, out_dim)``."""
         outside = ~valid_frames(lengths, frames.size(1)).unsqueeze(2)  # (batch, frames, 1)
-        # Padding may hold anything, and what is not finite stays so under weight zero.
-        x = self.norm(frames.masked_fill(outside, 0.0))
+        x = self.norm(frames)
         scores = self.scores(self.hidden(x).tanh_()).masked_fill_(outside, float("-inf"))
         means = scores.softmax(1).transpose(1, 2) @ x  # (batch, heads, dim)
         # The mean of values is the value of the mean: a projection a head, none a frame.

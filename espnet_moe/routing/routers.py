@@ -9,6 +9,7 @@ from torch import nn
 from espnet_moe.errors import UserError
 from espnet_moe.routing.calibration import Calibration
 from espnet_moe.routing.networks import NETWORKS, RouterOptions, network_of
+from espnet_moe.routing.pooling import valid_frames
 
 __all__ = ["NETWORKS", "Routed", "Router", "RouterOptions", "restrict"]
 
@@ -113,8 +114,11 @@ class Router(nn.Module):
                 f"the router takes frames {self.dim} wide, but these are {frames.size(-1)} wide: "
                 "use it with the backbone that it was trained on"
             )
+        # Padding may hold anything, and what is not finite stays so under weight zero.
+        outside = ~valid_frames(lengths, frames.size(1)).unsqueeze(2)  # (batch, frames, 1)
+        frames = frames.detach().masked_fill(outside, 0.0).float()
         with torch.autocast(frames.device.type, enabled=False):
-            hidden = self.trunk(frames.detach().float(), lengths.clamp(min=1))
+            hidden = self.trunk(frames, lengths.clamp(min=1))
             experts = self._scale(self.expert_head(hidden), self.temperature)
             languages = experts
             if self.language_head is not None:
