@@ -35,6 +35,7 @@ REQUIRES = [
     "jiwer",
     "kaldiio",
     "numpy",
+    "scipy",
     "psutil",
     "pyyaml",
     "tqdm",

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,10 @@ def _save_base(
 def _calibrate(args: argparse.Namespace, model: RouterModel | JointModel) -> dict[str, Any]:
     """Calibrate a router's heads by the validation set, and measure them there.
 
-    The router of a joint training with soft gates stays as it is: its experts have learnt with
-    those gates. Straight through, they have learnt with the likeliest expert's alone.
+    The router of a joint training stays as it is where the experts have learnt with its gates, or
+    where nothing has tied an expert to its label. Calibrated is one that labels have trained and
+    whose gates went straight through, an expert an utterance. What the trainer measured (accuracy,
+    WER, usage) is of the router before.
     """
     model.to("cuda" if args.ngpu > 0 else "cpu")
     batches = MoETask.build_streaming_iterator(
@@ -117,8 +120,9 @@ def _calibrate(args: argparse.Namespace, model: RouterModel | JointModel) -> dic
         Calibration.none(len(router.experts)),
         Calibration.none(len(router.languages)),
     )
-    if isinstance(model, RouterModel) or model.joint.gating == "straight_through":
-        own, of_languages = experts.fit(), languages.fit()
+    if isinstance(model, RouterModel) or model.chooses_by_labels:
+        own = experts.fit()
+        of_languages = own if router.language_head is None else languages.fit()
         router.calibrate(own, of_languages)
     model.to("cpu")
     found = {"language": figures(languages, of_languages, router.languages)}
@@ -133,8 +137,14 @@ def _calibrate(args: argparse.Namespace, model: RouterModel | JointModel) -> dic
                 head,
                 *(values[key] for key in ("accuracy", "accuracy_before", "ece", "ece_before")),
             )
-    bias = {name: round(float(b), 4) for name, b in zip(router.experts, own.bias, strict=True)}
-    return {"temperature": round(own.temperature, 4), "bias": bias, **found}
+    told = {"temperature": round(own.temperature, 4), "bias": _biases(router.experts, own)}
+    if router.language_head is not None:
+        told["language_bias"] = _biases(router.languages, of_languages)
+    return told | found
+
+
+def _biases(names: Sequence[str], calibration: Calibration) -> dict[str, float]:
+    return {n: round(float(b), 4) for n, b in zip(names, calibration.bias, strict=True)}
 
 
 def _languages(folder: Path) -> list[str]:

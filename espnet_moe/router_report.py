@@ -30,9 +30,10 @@ class Decisions:
         return torch.stack([calibration(x).softmax(-1).mean(0) for x in self.logits])
 
     def fit(self) -> Calibration:
-        """The calibration that fits best."""
-        targets = [t.expand(len(x)) for x, t in zip(self.logits, self.targets, strict=True)]
-        return fit_calibration(torch.cat(self.logits), torch.cat(targets))
+        """The calibration that fits best; an utterance counts once, however many frames it has."""
+        frames = torch.tensor([len(x) for x in self.logits])
+        targets, weights = (v.repeat_interleave(frames) for v in (self.targets, 1 / frames))
+        return fit_calibration(torch.cat(self.logits), targets, weights)
 
 
 @torch.no_grad()

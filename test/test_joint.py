@@ -296,6 +296,9 @@ def test_training_writes_experts_and_router(joint, tmp_path, capsys):
     assert said[-1] == f"{tmp_path}/out/router"
     manifest = json.loads((tmp_path / "out" / "router" / "router.json").read_text())
     assert manifest["temperature"] == 1.0 and "collapsed" in manifest["facts"]
+    best = torch.load(tmp_path / "out" / "valid.loss.best.pth", weights_only=True)
+    held = load_file(tmp_path / "out" / "router" / "router.safetensors")
+    assert torch.equal(held["expert_head.bias"], best["router.expert_head.bias"])
     assert {"acc_language", "acc_expert", "language"} <= manifest["facts"]["metrics"].keys()
     for name in ("hi", "it", "pa"):
         facts = json.loads((tmp_path / "out" / f"expert_{name}" / "expert.json").read_text())

@@ -135,6 +135,12 @@ class JointModel(ESPnetMoEModel):
         )
         self._valid_usage = UsageMonitor(experts.names, 2**62)
 
+    @property
+    def chooses_by_labels(self) -> bool:
+        """Whether the router gives each utterance one expert, as labels have taught it."""
+        alone = self.joint.gating == "straight_through" and self.router.options.level == "utterance"
+        return alone and self.joint.router > 0
+
     def watches(self) -> dict[str, Any]:
         """The experts' usage."""
         return {"usage": self.usage.state_dict()}

@@ -94,9 +94,11 @@ def _router(parts: Parts) -> list[str]:
         return []
     manifest = read_router_manifest(parts.router)
     told = f"Network: {manifest['network']}, on encoder layer {manifest['layer']}"
-    accuracy = manifest["facts"].get("metrics", {}).get("language", {}).get("accuracy")
-    if accuracy is not None:
+    language = manifest["facts"].get("metrics", {}).get("language", {})
+    if (accuracy := language.get("accuracy")) is not None:
         told += f", right on {accuracy:.1f} % of the validation set"
+    if (before := language.get("accuracy_before")) is not None:
+        told += f" ({before:.1f} % before it was calibrated there)"
     return [f"## Router\n\n{told}; strategy: {parts.strategy or 'hard'}.\n"]
 
 

@@ -110,6 +110,7 @@ def _routers(found: Experiment) -> PageTable | None:
                 number(router["temperature"], 3),
                 number(language.get("utterances"), 0),
                 share(right, int(language.get("utterances") or 0)),
+                number(language.get("accuracy_before"), 2),
                 number(language.get("ece"), 4),
                 number(language.get("ece_before"), 4),
                 number(metrics.get("loss"), 4),
@@ -120,13 +121,14 @@ def _routers(found: Experiment) -> PageTable | None:
         *(Column("router"), Column("network")),
         *(Column(title, COUNTED) for title in ("layer", "temperature", "dev utterances")),
         Column("dev accuracy %"),
+        Column("before calibration", "router.json keeps none"),
         *(Column(t, "router.json keeps none") for t in ("dev ECE", "before calibration")),
         Column("dev loss", "the trainer keeps the epoch's mean alone"),
         Column("hardly ever chosen"),
     )
     if not lines:
         return None
-    caption = "Routers, and what training ended with on the development sets."
+    caption = "Routers, and how they do on the development sets, by which they are calibrated."
     return PageTable("routers", caption, columns, tuple(lines))
 
 
