@@ -299,6 +299,10 @@ class AttentivePooling(nn.Module):
         outside = ~valid_frames(lengths, frames.size(1)).unsqueeze(2)  # (batch, frames, 1)
         x = self.norm(frames)
         scores = self.scores(self.hidden(x).tanh_()).masked_fill_(outside, float("-inf"))
+        if not torch.is_grad_enabled():
+            # What is not finite in padding stays so under weight zero. (Inside a row it makes the
+            # weights themselves NaN: nothing is hidden.) With gradients, Router has cleared it.
+            x = x.nan_to_num_(0.0, 0.0, 0.0)
         means = scores.softmax(1).transpose(1, 2) @ x  # (batch, heads, dim)
         # The mean of values is the value of the mean: a projection a head, none a frame.
         weight = self.values.weight.unflatten(0, (self.heads, -1))  # (heads, channels, dim)

@@ -114,11 +114,14 @@ class Router(nn.Module):
                 f"the router takes frames {self.dim} wide, but these are {frames.size(-1)} wide: "
                 "use it with the backbone that it was trained on"
             )
-        # Padding may hold anything, and what is not finite stays so under weight zero.
-        outside = ~valid_frames(lengths, frames.size(1)).unsqueeze(2)  # (batch, frames, 1)
-        frames = frames.detach().masked_fill(outside, 0.0).float()
+        frames = frames.detach()
+        if torch.is_grad_enabled():
+            # Padding may hold anything. Networks keep it out of their results, but what is not
+            # finite stays so in gradients. (A third of a cheap router's time on a CPU.)
+            outside = ~valid_frames(lengths, frames.size(1)).unsqueeze(2)  # (batch, frames, 1)
+            frames = frames.masked_fill(outside, 0.0)
         with torch.autocast(frames.device.type, enabled=False):
-            hidden = self.trunk(frames, lengths.clamp(min=1))
+            hidden = self.trunk(frames.float(), lengths.clamp(min=1))
             experts = self._scale(self.expert_head(hidden), self.temperature)
             languages = experts
             if self.language_head is not None:
