@@ -68,7 +68,6 @@ def test_a_class_counts_alike_however_frequent() -> None:
     once, often = fit_calibration(logits, targets), fit_calibration(logits[again], targets[again])
     assert often.temperature == pytest.approx(once.temperature, rel=0.02)
     torch.testing.assert_close(often.bias, once.bias, atol=0.03, rtol=0)
-    # Counted by frequency, the class that is ten times as frequent would gain ln 10 = 2.3 or so.
 
 
 def test_frames_count_as_their_utterance() -> None:

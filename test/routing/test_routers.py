@@ -23,14 +23,22 @@ def make(network: str, level: str, dim: int = 12, experts: tuple[str, ...] = LAN
     return Router(options, dim, experts, LANGUAGES)
 
 
+@pytest.mark.parametrize("gradients", [True, False])
 @EACH
-def test_alone_is_as_in_a_batch(network: str, level: str) -> None:
+def test_alone_is_as_in_a_batch(network: str, level: str, gradients: bool) -> None:
+    """With gradients Router clears the padding, without them each network is on its own."""
+    with torch.set_grad_enabled(gradients):
+        check_alone_is_as_in_a_batch(network, level)
+
+
+def check_alone_is_as_in_a_batch(network: str, level: str) -> None:
     router = make(network, level, experts=("c0", "c1")).eval()
     torch.manual_seed(1)
     lengths = torch.tensor([90, 31, 1, 64])
     frames = torch.randn(4, 90, 12)
     for row, n in zip(frames, lengths):
         row[n:] = 100 * torch.randn(90 - int(n), 12)
+    frames[1, 40:] = torch.nan
     together = router(frames, lengths)
     for i, n in enumerate(lengths.tolist()):
         alone = router(frames[i : i + 1, :n], lengths[i : i + 1])
