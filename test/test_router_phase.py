@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from espnet_moe import phases
+from espnet_moe import phases, router_report
 from espnet_moe.bin import train as command
 from espnet_moe.config import ConfigError
 from espnet_moe.errors import UserError
@@ -217,6 +217,23 @@ def test_figures_by_hand():
     found = figures(Decisions(logits, torch.tensor([0, 1, 1, -1])), biased, ["a", "b"])
     assert (found["accuracy_before"], found["accuracy"]) == (pytest.approx(66.667), 100.0)
     assert figures(Decisions(logits, torch.full((4,), -1)), calibration, ["a", "b"]) == {}
+
+
+def test_calibration_by_some_of_very_many_frames(monkeypatch):
+    torch.manual_seed(0)
+    targets = torch.arange(60) % 2
+    logits = [torch.randn(1, 2).repeat(7 + t % 3, 1) for t in range(60)]  # frames alike
+    whole = Decisions(logits, targets).fit()
+    seen = []
+    fit = router_report.fit_calibration
+    monkeypatch.setattr(
+        router_report, "fit_calibration", lambda x, *rest: (seen.append(len(x)), fit(x, *rest))[1]
+    )
+    monkeypatch.setattr(router_report, "MOST_DECISIONS", 200)
+    some = Decisions(logits, targets).fit()
+    assert seen[0] < 0.5 * sum(map(len, logits))
+    assert some.temperature == pytest.approx(whole.temperature, rel=1e-3)
+    torch.testing.assert_close(some.bias, whole.bias, atol=1e-3, rtol=0)
 
 
 # -- the command line -----------------------------------------------------------------------------
