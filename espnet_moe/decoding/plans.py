@@ -130,13 +130,14 @@ class UtterancePlan:
             best = self.prompts.gates(languages).weights
         names = self.router.languages
         chosen = [self.language] * len(best) if self.language else []
+        posteriors = experts.softmax(-1)
         return Route(
             gates,
             chosen or [names[i] for i in best.argmax(-1).tolist()],
             expert_names=self.router.experts,
-            experts=experts.softmax(-1),
+            experts=posteriors,
             language_names=names,
-            posteriors=languages.softmax(-1),
+            posteriors=posteriors if languages is experts else languages.softmax(-1),
             lengths=lengths,
         )
 

@@ -51,7 +51,8 @@ class Gates:
         if wrong:
             raise UserError(f"expert indices {wrong} are not in 0..{num_experts - 1}")
         hard = torch.tensor(experts, dtype=torch.long, device=device)
-        weights = torch.nn.functional.one_hot(hard, num_experts).to(torch.float32)
+        weights = torch.zeros(len(experts), num_experts, device=device)
+        weights.scatter_(1, hard.unsqueeze(1), 1.0)
         uniform = experts[0] if len(set(experts)) == 1 else None
         return cls(weights, hard, uniform)
 

@@ -306,8 +306,8 @@ class AttentivePooling(nn.Module):
         means = scores.softmax(1).transpose(1, 2) @ x  # (batch, heads, dim)
         # The mean of values is the value of the mean: a projection a head, none a frame.
         weight = self.values.weight.unflatten(0, (self.heads, -1))  # (heads, channels, dim)
-        # batch b, head h, channel c, dim d
-        values = torch.einsum("bhd,hcd->bhc", means, weight).flatten(1) + self.values.bias
+        values = means.transpose(0, 1) @ weight.transpose(1, 2)  # (heads, batch, channels)
+        values = values.transpose(0, 1).flatten(1) + self.values.bias
         return self.dropout(values)
 
 

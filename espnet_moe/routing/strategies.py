@@ -121,17 +121,18 @@ class Hierarchical(Strategy):
     def __init__(self, options: StrategyOptions, experts: Sequence[str]) -> None:
         super().__init__(options, experts)
         tree = load_families(options.tree)
-        self.families = tuple(tree)
-        numbers = torch.tensor(family_of(tree, experts))
-        self.members = F.one_hot(numbers, len(tree)).float()  # (experts, families)
+        family = torch.tensor(family_of(tree, experts))
+        self.related = family.unsqueeze(0) == family.unsqueeze(1)  # (experts, experts)
+        self.sums = self.related.float()
 
     def decide(self, logits: torch.Tensor) -> Gates:
         """One expert a row or frame."""
-        members = self.members.to(logits.device)
+        if self.sums.device != logits.device:
+            self.related, self.sums = self.related.to(logits.device), self.sums.to(logits.device)
         posteriors = logits.softmax(-1)
-        family = (posteriors @ members).argmax(-1)  # (batch,) or (batch, frames)
-        relatives = members.t()[family]  # (..., experts)
-        return one_expert(posteriors.masked_fill(relatives == 0, -1.0).argmax(-1), logits.size(-1))
+        of_family = (posteriors @ self.sums).argmax(-1)  # the first of its experts
+        inside = torch.where(self.related[of_family], posteriors, -1.0)  # (..., experts)
+        return one_expert(inside.argmax(-1), logits.size(-1))
 
 
 class Fixed(Strategy):
