@@ -12,7 +12,7 @@ Projection = Callable[[torch.Tensor], torch.Tensor]
 
 # Training in bf16 on a CPU: what attention, forward and backward, takes in fp32 for one in bf16
 # (torch 2.11 with AMX, heads 40 and 64 wide): 0.3 to 0.5 with 100 keys, 0.8 to 1.0 with 311, 0.9 to
-# 1.2 with 500, 1.1 to 1.5 with 1500.
+# 1.2 with 500, 1.1 to 1.5 with 1500. Forward alone, bf16 is the faster one.
 _LONG = 400
 
 
@@ -129,7 +129,8 @@ def _attention(
 ) -> torch.Tensor:
     """Attention ``(batch, heads, n, head_dim)`` of queries that are scaled already."""
     kind = query.dtype
-    slow = query.device.type == "cpu" and kind != torch.float32 and torch.is_grad_enabled()
+    trained = query.requires_grad or keys.requires_grad or values.requires_grad
+    slow = query.device.type == "cpu" and kind != torch.float32 and trained
     if not slow or keys.size(2) >= _LONG:
         return F.scaled_dot_product_attention(query, keys, values, mask, dropout, causal, scale=1.0)
     with torch.autocast("cpu", enabled=False):
