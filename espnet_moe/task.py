@@ -32,7 +32,7 @@ from espnet_moe.backbones.loading import BackboneOptions, load_tokens
 from espnet_moe.config import ConfigError, build_options
 from espnet_moe.experts.kinds import known_kinds
 from espnet_moe.interruption import leaving_together
-from espnet_moe.model import ESPnetMoEModel, TrainedModel
+from espnet_moe.model import ESPnetMoEModel, TrainedModel, precision_for
 from espnet_moe.preprocessing import BalancedSampler, Preprocessor
 from espnet_moe.routing.networks import known_networks
 from espnet_moe.routing.oracle import OracleRouter
@@ -154,7 +154,9 @@ class MoETask(AbsTask):
             kind = specaug_choices.get_class(args.specaug)
             problems += _unknown_keys(kind, args.specaug_conf, "specaug_conf")
         if args.precision == "fp16" and args.ngpu == 0:
-            problems.append("--precision fp16 needs a GPU (--ngpu 1); on a CPU use fp32 or bf16")
+            problems.append(
+                "--precision fp16 needs a GPU (--ngpu 1); on a CPU use auto, fp32 or bf16"
+            )
         if args.use_amp:
             problems.append("--use_amp is set by --precision bf16|fp16: leave it out")
         if problems:
@@ -243,6 +245,8 @@ class MoETask(AbsTask):
         )
         # Defaults included, so that config.yaml and the log tell what was really used.
         args.backbone_conf = asdict(conf)
+        device = torch.device("cuda" if args.ngpu > 0 else "cpu")
+        args.precision = precision_for(args.precision, device)
         backbone = conf.build()
         args.base_digest = backbone.digest()
         args.expert_settings = {"experts": list(args.experts)}

@@ -11,7 +11,7 @@ from espnet2.utils.types import float_or_none, int_or_none, str2bool, str_or_non
 
 # What other modules, which import torch, define; a test holds these against them.
 PHASES = ("router", "expert", "joint", "finetune")
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 BALANCES = ("languages", "experts", "none")
 ROUTERS = ("oracle", "linear", "mlp", "cnn", "lstm", "attention")
 AUGMENT = ("crop_share", "crop_seconds", "splice_share", "splice_seconds", "cross_fade")
@@ -60,7 +60,10 @@ def add_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--train_stats", type=str_or_none, help="folder of collect_shapes")
     group.add_argument("--valid_stats", type=str_or_none, help="folder of collect_shapes")
     group.add_argument(
-        "--precision", default="fp32", choices=list(PRECISIONS), help="of the arithmetic"
+        "--precision",
+        default="fp32",
+        choices=list(PRECISIONS),
+        help="of the arithmetic; auto: bf16 where the processor or GPU has it, else fp32",
     )
     group.add_argument(
         "--gradient_checkpointing", type=str2bool, default=False, help="less memory, more time"

@@ -9,7 +9,7 @@ from espnet_moe import phases
 from espnet_moe.config import ConfigError
 from espnet_moe.decoding.search import SearchOptions, search
 from espnet_moe.experts.expert_set import ExpertSet, LoRAOptions
-from espnet_moe.model import ESPnetMoEModel
+from espnet_moe.model import ESPnetMoEModel, precision_for
 from espnet_moe.routing.oracle import OracleRouter
 
 CODES = ["hi", "it", "pa"]
@@ -151,6 +151,40 @@ def test_bf16_runs_near_fp32(make_backbone, batch):
 def test_unknown_precision(backbone):
     with pytest.raises(ConfigError, match="'int4' is unknown: choose one of fp32, bf16, fp16"):
         make_model(backbone, precision="int4")
+
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("instructions", "fastest"),
+    [
+        ({"architecture": "x86_64", "avx2": True, "avx512_f": True, "avx512_bf16": False}, "fp32"),
+        ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, "bf16"),
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": True}, "bf16"),
+        ({"architecture": "arm64", "neon": True, "bf16": True}, "bf16"),
+        ({"architecture": "unknown"}, "fp32"),
+    ],
+)
+def test_auto_is_bf16_only_where_the_processor_has_it(monkeypatch, caplog, instructions, fastest):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    assert precision_for("auto", CPU) == fastest
+    assert precision_for("fp32", CPU) == "fp32"
+    caplog.clear()
+    assert precision_for("bf16", CPU) == "bf16"  # what is asked for is done, but not in silence
+    assert ("choose fp32, or auto" in caplog.text) == (fastest == "fp32")
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_auto_on_a_gpu_asks_the_gpu(monkeypatch, native):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": not native})
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: native or including_emulation,
+    )
+    assert precision_for("auto", GPU) == ("bf16" if native else "fp32")
+    assert precision_for("fp16", GPU) == "fp16"
 
 
 def test_split_layer_keeps_experts_out_of_the_lower_layers(backbone, batch):

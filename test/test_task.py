@@ -122,7 +122,7 @@ def run():
 
 def test_the_command_line_trains_and_exports(run, train_args, tmp_path, make_backbone):
     (tmp_path / "conf.yaml").write_text(
-        "expert_conf: {rank: 8, alpha: 16, targets: [q_proj, fc1]}\nprecision: bf16\n"
+        "expert_conf: {rank: 8, alpha: 16, targets: [q_proj, fc1]}\nprecision: auto\n"
         "gradient_checkpointing: true\nmodel_conf: {label_smoothing: 0.1}\n"
     )
     args = train_args(tmp_path / "out", "--config", str(tmp_path / "conf.yaml"))
@@ -146,6 +146,8 @@ def test_the_command_line_trains_and_exports(run, train_args, tmp_path, make_bac
         assert torch.equal(trained, value)
     conf = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
     assert conf["expert_conf"]["rank"] == 8 and conf["expert_conf"]["dropout"] == 0.0
+    assert conf["precision"] in ("fp32", "bf16")  # what auto was here
+    assert f"precision: {conf['precision']}, the fastest" in done.stderr
 
 
 def test_mistakes_are_said_in_one_line(train_args, tmp_path, capsys):

@@ -14,7 +14,7 @@ from espnet_moe.task import MoETask, router_choices
 
 def test_names_are_those_of_the_modules_that_define_them():
     assert list(training_options.PHASES) == list(phases.PHASES)
-    assert list(training_options.PRECISIONS) == list(trained.PRECISIONS)
+    assert list(training_options.PRECISIONS) == ["auto", *trained.PRECISIONS]
     assert training_options.BALANCES == training_data.BALANCES
     assert set(training_options.ROUTERS) == {"oracle", *NETWORKS}
     assert router_choices.get_class("oracle") is OracleRouter

@@ -4,7 +4,7 @@ from espnet_moe.model.experts import ESPnetMoEModel
 from espnet_moe.model.finetuned import FineTunedModel, FinetuneOptions
 from espnet_moe.model.joint import JointModel, JointOptions
 from espnet_moe.model.router import AugmentOptions, RouterModel
-from espnet_moe.model.trained import PRECISIONS, TrainedModel
+from espnet_moe.model.trained import PRECISIONS, TrainedModel, precision_for
 
 __all__ = [
     "PRECISIONS",
@@ -16,4 +16,5 @@ __all__ = [
     "JointOptions",
     "RouterModel",
     "TrainedModel",
+    "precision_for",
 ]
