@@ -240,7 +240,9 @@ def _encode_aac(buffer: io.BytesIO, samples: Samples, rate: int) -> None:
     import av
 
     with av.open(buffer, "w", format="ipod") as container:
-        stream = container.add_stream("aac", rate=rate, layout="mono")
+        # The default coder takes more than twice the time, and is not nearer to the samples.
+        coder = {"aac_coder": "fast"}
+        stream = container.add_stream("aac", rate=rate, layout="mono", options=coder)
         stream.bit_rate = _AAC_BIT_RATE
         frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
         frame.sample_rate = rate

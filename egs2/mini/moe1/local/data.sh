@@ -19,24 +19,26 @@ allow_bad_test_audio=false      # leave bad audio out of test sets, instead of a
 . ./cmd.sh
 
 log "$0: the mini corpus in $corpus_dir, its data dirs in $datadir"
-for corpus in commonvoice kathbath mls; do
-    languages=()
-    for entry in $sources; do
-        [[ -z $langs || " $langs " == *" ${entry%%:*} "* ]] || continue
-        [[ ",${entry#*:}," != *",$corpus,"* ]] || languages+=("${entry%%:*}")
+mkdir -p "$datadir/log"
+names=()
+for corpus in kathbath commonvoice mls; do # those that take longest first
+    for lang in ${langs:-$(tr ' ' '\n' <<<"$sources" | cut -d : -f 1)}; do
+        # shellcheck disable=SC2046
+        listed "$corpus" $(corpora_of "$lang") || continue
+        name=${corpus}_$lang
+        names+=("$name")
+        printf '%s\n' --layout "$corpus" --lang "$lang" --out "$corpus_dir/$corpus" \
+            >"$datadir/log/$name.speak.args"
+        printf '%s\n' --corpus "$corpus" --language "$lang" --root "$corpus_dir/$corpus" \
+            --out "$datadir/$name" >"$datadir/log/$name.prepare.args"
     done
-    [ ${#languages[@]} -gt 0 ] || continue
-    # A language alone gets all processes, several share them.
-    each=$((nj > ${#languages[@]} ? nj / ${#languages[@]} : 1))
-
-    # $train_cmd is a command with options.
-    # shellcheck disable=SC2154,SC2086
-    $train_cmd --max-jobs-run "$nj" LANGUAGE="$(IFS=, && echo "${languages[*]}")" \
-        "$datadir/log/$corpus.LANGUAGE.log" \
-        python3 -m espnet_moe.bin.make_mini_corpus --out "$corpus_dir/$corpus" --layout "$corpus" \
-        --lang LANGUAGE --size "$size" --dev_size "$dev_size" --test_size "$test_size" \
-        --seed "$seed" --nj "$each" \&\& \
-        python3 -m espnet_moe.bin.prepare_data --corpus "$corpus" --root "$corpus_dir/$corpus" \
-        --language LANGUAGE --out "$datadir/${corpus}_LANGUAGE" \
-        --allow_bad_test_audio "$allow_bad_test_audio"
 done
+each=$((nj > ${#names[@]} ? nj / ${#names[@]} : 1)) # processes of a job
+
+# $train_cmd is a command with options.
+# shellcheck disable=SC2154,SC2086
+$train_cmd --max-jobs-run "$nj" NAME="$(join , "${names[@]}")" "$datadir/log/NAME.log" \
+    python3 -m espnet_moe.bin.make_mini_corpus "@$datadir/log/NAME.speak.args" --size "$size" \
+    --dev_size "$dev_size" --test_size "$test_size" --seed "$seed" --nj "$each" \&\& \
+    python3 -m espnet_moe.bin.prepare_data "@$datadir/log/NAME.prepare.args" \
+    --allow_bad_test_audio "$allow_bad_test_audio"
