@@ -33,6 +33,8 @@ for corpus in kathbath commonvoice mls; do # those that take longest first
             --out "$datadir/$name" >"$datadir/log/$name.prepare.args"
     done
 done
+[ ${#names[@]} -gt 0 ] ||
+    complain "--sources $sources: the mini corpus is made as kathbath, commonvoice or mls"
 each=$((nj > ${#names[@]} ? nj / ${#names[@]} : 1)) # processes of a job
 
 # $train_cmd is a command with options.
